@@ -1,0 +1,117 @@
+"""The controller's side of the component action: render, ask the machine once, ship what differs, apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+from kubewright import components, explain
+from kubewright.errors import UserError
+from kubewright.turnstile import Turnstile
+
+# How long the leader waits for the other members' restarts before it takes its turn all the same.
+_LEADER_PATIENCE_SECONDS = 300.0
+
+
+class ActionModule(ActionBase):
+    """Brings components to their declaration; see the module's documentation."""
+
+    _supports_check_mode = True
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run on one host; every failure a user can cause is a message, not a traceback."""
+        super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        try:
+            return self._bring()
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
+
+    def _render(self, name: str) -> str:
+        role_path = self._vars.get("role_path")
+        if not role_path:
+            raise AnsibleError("kubewright_component belongs into a role")
+        path = Path(str(role_path)) / "templates" / name
+        if not path.is_file():
+            raise UserError(f"{path}: no such template")
+        return str(self._templar.template(self._loader.get_text_file_contents(str(path)), escape_backslashes=False))
+
+    def _ask(self, step: str, **arguments: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = self._execute_module(
+            module_name="kubewright_component",
+            module_args={"step": step, "components": [d.wire for d in self._declared], **arguments},
+            task_vars=self._vars,
+        )
+        return reply
+
+    def _bring(self) -> dict[str, Any]:
+        arguments = self._task.args
+        artifacts = self._vars.get("artifacts") or {}
+        self._declared = [components.expand(c, self._render, artifacts) for c in arguments["components"]]
+        turnstile = self._turnstile()
+        reply = self._ask("inspect")
+        if reply.get("failed") or reply.get("unreachable"):
+            turnstile.report("done")
+            return reply
+        found = reply["found"]
+        differences = [d for finding in found for d in finding["differences"]]
+        restarts = [d.wire["unit"] for d, f in zip(self._declared, found, strict=True) if f["restart"]]
+        result: dict[str, Any] = {
+            "changed": bool(differences or restarts),
+            "differences": [{k: d[k] for k in ("kind", "path", "reason")} for d in differences],
+            "restarted": restarts,
+        }
+        if self._task.diff:
+            result["diff"] = components.diffs(self._declared, found)
+        if self._task.check_mode or not result["changed"]:
+            turnstile.report("done")
+            return result
+        self._require_inputs(found)
+        staged, contents = self._ship(found)
+        interrupts = any(f["restart"] and f["running"] for f in found)
+        if bool(arguments.get("rolling")) and interrupts:
+            with turnstile.turn(last=any(f["leader"] for f in found), patience=_LEADER_PATIENCE_SECONDS):
+                reply = self._ask("apply", contents=contents, staged=staged)
+        else:
+            reply = self._ask("apply", contents=contents, staged=staged)
+            turnstile.report("done")
+        if staged:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        return self._conclude(result, reply)
+
+    def _turnstile(self) -> Turnstile:
+        directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
+        return Turnstile(directory, self._vars["inventory_hostname"], self._vars["ansible_play_hosts_all"])
+
+    def _require_inputs(self, found: list[dict[str, Any]]) -> None:
+        for declared, finding in zip(self._declared, found, strict=True):
+            if finding["missing_inputs"]:
+                raise UserError(
+                    f"{declared.wire['name']} needs {', '.join(finding['missing_inputs'])}, which is not there yet",
+                    f"run the stage before first: --tags {declared.input_stage}",
+                )
+
+    def _ship(self, found: list[dict[str, Any]]) -> tuple[dict[str, str], dict[str, str]]:
+        contents, binaries = components.shipment(self._declared, found)
+        staged: dict[str, str] = {}
+        if binaries:
+            directory = self._make_tmp_path()
+            self._connection._shell.tmpdir = directory
+            for digest, local in binaries.items():
+                staged[digest] = self._connection._shell.join_path(directory, digest)
+                self._transfer_file(local, staged[digest])
+        return staged, contents
+
+    def _conclude(self, result: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
+        if reply.get("failed") or reply.get("unreachable"):
+            return reply
+        result["restarted"], result["seconds"] = reply["restarted"], reply["seconds"]
+        if reply["failure"]:
+            result["failed"] = True
+            result["msg"] = explain.failure(self._vars["inventory_hostname"], reply["failure"])
+        return result

@@ -1,0 +1,53 @@
+#!/usr/bin/python
+"""Facts of a machine; logic in src/kubewright/machine/facts.py."""
+
+DOCUMENTATION = r"""
+module: kubewright_machine
+short_description: Collects what a run needs to know of a machine
+description:
+  - One small call instead of a full fact gathering. The action plugin of the same name adds the clock's skew.
+options:
+  ports:
+    description: TCP ports whose holder is reported.
+    type: list
+    elements: int
+    default: []
+  disks:
+    description: Paths whose free space is reported.
+    type: list
+    elements: str
+    default: []
+author: kubewright
+"""
+
+EXAMPLES = r"""
+- name: Ask every machine what it is
+  kubewright_machine:
+    ports: [2379, 6443]
+    disks: [/var/lib]
+"""
+
+RETURN = r"""
+facts:
+  description: The facts.
+  type: dict
+  returned: success
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.kubewright.machine import facts
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "ports": {"type": "list", "elements": "int", "default": []},
+            "disks": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, facts=facts.collect(module.params["ports"], module.params["disks"]))
+
+
+if __name__ == "__main__":
+    main()

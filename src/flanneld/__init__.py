@@ -1,0 +1,1 @@
+"""The network daemon: subnet leases in etcd, an overlay on every machine."""

@@ -1,0 +1,1 @@
+"""A CA toolkit in the manner of cfssl."""

@@ -1,0 +1,1 @@
+"""kubewright: Kubernetes from plain binaries and systemd units, by Ansible."""

@@ -1,0 +1,50 @@
+"""Why a service did not come up: its last words and the likely cause."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Log line -> what it usually means. First match wins; ordered from specific to general.
+_CAUSES: Sequence[tuple[str, str]] = (
+    (r"address already in use", "another process holds the port: see `ss -ltnp`"),
+    (r"no space left on device", "the disk is full: see `df -h`"),
+    (r"certificate has expired|not yet valid", "a certificate expired or the clock is off: run --tags sysprep,pki"),
+    (r"certificate signed by unknown authority", "its CA is another one: run --tags pki"),
+    (r"remote error: tls: bad certificate|certificate is valid for", "the peer refused it: run --tags pki"),
+    (r"permission denied", "the service may not read one of its files: see the path in the log lines"),
+    (r"cluster ID mismatch|has already been bootstrapped", "this member holds data of another etcd cluster in its data "
+     "directory: move the directory away if that data is not needed"),
+    (r"publish error|etcdserver: request timed out|no leader", "too few etcd members reach each other: "
+     "look at the other members and at port 2380 between the machines"),
+    (r"context deadline exceeded|connection refused", "something that it needs does not answer: run the stages "
+     "before this one, and look whether a firewall is in between"),
+    (r"unknown flag", "this binary does not know a flag: does its version match kube_version?"),
+    (r"exec format error", "the binary is for another processor architecture"),
+    (r"error while loading shared libraries", "the binary needs a shared library that the machine lacks"),
+    (r"cgroup", "the cgroup driver or hierarchy does not fit: compare docker's and kubelet's cgroup driver"),
+    (r"running with swap on is not supported", "swap is on: run --tags sysprep"),
+)  # fmt: skip
+
+
+def likely_cause(lines: Sequence[str]) -> str:
+    """The first known cause that a log line points to; empty when none does."""
+    text = "\n".join(lines)
+    for pattern, cause in _CAUSES:
+        if re.search(pattern, text, re.IGNORECASE):
+            return cause
+    return ""
+
+
+def failure(host: str, evidence: Mapping[str, Any]) -> str:
+    """The message for a service that did not become healthy: reason, likely cause, last log lines, where to look."""
+    journal = [str(line) for line in evidence["journal"]]
+    cause = likely_cause([*journal, str(evidence["reason"])])
+    parts = [f"{evidence['unit']} on {host} did not become healthy: {evidence['reason']}"]
+    if cause:
+        parts.append(f"likely cause: {cause}")
+    parts.append("last log lines:")
+    parts += [f"  {line[:400]}" for line in journal] or ["  (the unit logged nothing)"]
+    parts.append(f"more: journalctl -u {evidence['unit']} on {host}; the same command again resumes the run")
+    return "\n".join(parts)

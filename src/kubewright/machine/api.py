@@ -1,0 +1,98 @@
+"""The Kubernetes API as the machine reaches it: a list of requests, and objects brought to their manifests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from . import health
+
+_MANAGER = "kubewright"
+
+
+class ApiError(Exception):
+    """The API refused a request or did not answer."""
+
+
+class Client:
+    """One connection to an API server, authenticated by a client certificate.
+
+    `server`: URL. `ca`, `cert`, `key`: paths.
+    """
+
+    def __init__(self, server: str, ca: str, cert: str, key: str) -> None:
+        self._server = server
+        self._connection = health.connect({"url": server, "ca": ca, "cert": cert, "key": key}, timeout=30)
+
+    def request(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> tuple[int, Any]:
+        """Status and decoded body; ApiError when there is no answer."""
+        headers = {"Accept": "application/json"}
+        data = None
+        if body is not None:
+            data = json.dumps(body)
+            headers["Content-Type"] = content_type
+        try:
+            self._connection.request(method, path, data, headers)
+            reply = self._connection.getresponse()
+            text = reply.read()
+        except OSError as error:
+            raise ApiError(f"{self._server} does not answer: {error}; run --tags master first") from error
+        try:
+            return reply.status, json.loads(text)
+        except ValueError:
+            return reply.status, {"message": text.decode(errors="replace")}
+
+
+def collection_path(manifest: dict[str, Any], plurals: dict[str, str]) -> str:
+    """Path of the collection that an object belongs to, from apiVersion, kind and namespace."""
+    version = manifest["apiVersion"]
+    root = "/api/" + version if "/" not in version else "/apis/" + version
+    namespace = manifest["metadata"].get("namespace")
+    kind = manifest["kind"]
+    plural = plurals.get(kind, kind.lower() + "s")
+    return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
+
+
+def _shown(thing: Any) -> Any:
+    """An object without what the server keeps for itself, and without secret values."""
+    if not isinstance(thing, dict):
+        return {}
+    metadata = {
+        k: v for k, v in thing.get("metadata", {}).items() if k in ("name", "namespace", "labels", "annotations")
+    }
+    shown = {k: v for k, v in thing.items() if k not in ("metadata", "status")}
+    if thing.get("kind") == "Secret":
+        shown = {k: v for k, v in shown.items() if k not in ("data", "stringData")}
+    return {**shown, "metadata": metadata}
+
+
+def reconcile(client: Client, objects: list[dict[str, Any]], check: bool) -> list[dict[str, Any]]:
+    """Server-side apply of each manifest; returns what changed as [{name, kind, before, after}].
+
+    With `check` the server computes the outcome without storing it.
+    """
+    changed = []
+    for manifest in objects:
+        path = f"{collection_path(manifest, {})}/{manifest['metadata']['name']}"
+        status, before = client.request("GET", path)
+        if status == 404:
+            before = {}
+        elif status != 200:
+            raise ApiError(f"GET {path}: {status} {before.get('message')}")
+        query = f"?fieldManager={_MANAGER}&force=true" + ("&dryRun=All" if check else "")
+        status, after = client.request("PATCH", path + query, manifest, "application/apply-patch+yaml")
+        if status not in (200, 201):
+            if check and status == 404:
+                # Its namespace would be made by the same run.
+                after = manifest
+            else:
+                raise ApiError(f"apply {path}: {status} {after.get('message')}")
+        if (
+            before.get("metadata", {}).get("resourceVersion") != after.get("metadata", {}).get("resourceVersion")
+            or not before
+        ):
+            entry = {"name": manifest["metadata"]["name"], "kind": manifest["kind"]}
+            changed.append({**entry, "before": _shown(before), "after": _shown(after)})
+    return changed

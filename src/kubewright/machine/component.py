@@ -1,0 +1,276 @@
+"""A component on a machine: what differs from its declaration, and the way there.
+
+The controller sends a declaration with digests only (`inspect`), gets back every difference with its reason, ships
+what differs, and asks to `apply`. Both run here, on the machine, and both decide by the same comparison.
+
+Declaration of one component (all paths absolute):
+  name         identifies the record of what its service was started with
+  directories  [{path, mode, owner, group}]
+  binaries     [{name, version, sha256, link}]   stored by content, reached through the link
+  files        [{path, sha256, mode, owner, group, secret, restart}]
+  absent       [path]
+  inputs       [path]   files that other stages put there; a change needs a restart
+  unit         name of the systemd unit, or ""
+  health       {timeout, checks}
+  leader       the etcd endpoint {url, ca, cert, key} of this machine's member where a leader exists, or none
+  images       [{reference, id, sha256}]   archives to load into Docker once the component's service answers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from typing import Any
+
+from . import docker, etcd, files, health, systemd
+
+STORE = "/opt/kubewright/store"
+RECORDS = "/var/lib/kubewright/components"
+
+
+def store_path(binary: dict[str, Any]) -> str:
+    """Where a binary of this version and content lives."""
+    return f"{STORE}/{binary['name']}/{binary['version']}-{binary['sha256'][:12]}/{binary['name']}"
+
+
+def _record_path(name: str) -> str:
+    return f"{RECORDS}/{name}.json"
+
+
+def _ingredients(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, str]:
+    """Everything that the running service depends on: path -> SHA-256, as declared or as found for inputs."""
+    found = {item["path"]: item["sha256"] for item in declared["files"] if item["restart"]}
+    for binary in declared["binaries"]:
+        found[binary["link"]] = binary["sha256"]
+    for path in declared["inputs"]:
+        found[path] = cache.sha256(path) or ""
+    return found
+
+
+def _file_difference(item: dict[str, Any], cache: files.DigestCache) -> dict[str, Any] | None:
+    path, mode = item["path"], int(item["mode"], 8)
+    seen = files.describe(path)
+    if seen is None:
+        return {"kind": "file", "path": path, "reason": "missing", "content": True, "before": ""}
+    reasons, content = [], False
+    if seen["kind"] != "file":
+        reasons.append(f"is a {seen['kind']}")
+        content = True
+    elif cache.sha256(path) != item["sha256"]:
+        reasons.append("content differs")
+        content = True
+    if seen["kind"] == "file" and seen["mode"] != mode:
+        reasons.append(f"mode {seen['mode']:04o}, wanted {mode:04o}")
+    if (seen["owner"], seen["group"]) != (item["owner"], item["group"]):
+        reasons.append(f"owner {seen['owner']}:{seen['group']}, wanted {item['owner']}:{item['group']}")
+    if not reasons:
+        return None
+    before = "" if item["secret"] else files.read_text(path)
+    return {"kind": "file", "path": path, "reason": ", ".join(reasons), "content": content, "before": before}
+
+
+def _directory_difference(item: dict[str, Any]) -> dict[str, Any] | None:
+    seen = files.describe(item["path"])
+    if seen is None:
+        return {"kind": "directory", "path": item["path"], "reason": "missing"}
+    wanted = {
+        "kind": "directory",
+        "mode": int(item["mode"], 8),
+        "owner": item["owner"],
+        "group": item["group"],
+    }
+    if seen == wanted:
+        return None
+    return {
+        "kind": "directory",
+        "path": item["path"],
+        "reason": f"{seen['kind']} {seen['mode']:04o} {seen['owner']}:{seen['group']}, "
+        f"wanted {wanted['mode']:04o} {item['owner']}:{item['group']}",
+    }
+
+
+def _binary_difference(binary: dict[str, Any], cache: files.DigestCache) -> dict[str, Any] | None:
+    stored, link = store_path(binary), binary["link"]
+    held = cache.sha256(stored) == binary["sha256"]
+    if held and not os.stat(stored).st_mode & stat.S_IXUSR:
+        held = False
+    current = os.readlink(link) if os.path.islink(link) else ""
+    if held and current == stored:
+        return None
+    if held:
+        reason = "link missing" if not os.path.lexists(link) else f"link to {current or 'something else'}"
+    else:
+        reason = "missing" if not os.path.exists(stored) else "content differs"
+    if current and current.startswith(f"{STORE}/{binary['name']}/"):
+        before = os.path.basename(os.path.dirname(current))
+        reason = f"{before} becomes {binary['version']}-{binary['sha256'][:12]}"
+    return {"kind": "binary", "path": link, "name": binary["name"], "reason": reason, "content": not held}
+
+
+def _restart_reason(
+    declared: dict[str, Any], state: dict[str, str], changed: bool, cache: files.DigestCache
+) -> tuple[str, bool]:
+    """Why the service must be (re)started, if so, and whether it runs now."""
+    running = state.get("ActiveState") in ("active", "activating", "reloading")
+    if not running:
+        return f"not running ({state.get('ActiveState') or 'unknown'})", False
+    record = files.read_json(_record_path(declared["name"]))
+    if not record:
+        return "not started by kubewright yet", True
+    wanted, started = _ingredients(declared, cache), record.get("ingredients", {})
+    paths = sorted(p for p in set(wanted) | set(started) if wanted.get(p) != started.get(p))
+    if paths:
+        return f"changed since it was started: {', '.join(paths)}", True
+    if changed:
+        # A file was altered on the machine behind our back: the service may have read it.
+        return "a file that it uses had been altered on the machine", True
+    return "", True
+
+
+def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dict[str, Any]) -> dict[str, Any]:
+    """Compare one component with the machine.
+
+    Returns {differences: [{kind, path, reason, ...}], restart: reason or "", running, leader, missing_inputs}.
+    """
+    differences: list[dict[str, Any]] = []
+    for directory in declared["directories"]:
+        differences += filter(None, [_directory_difference(directory)])
+    for binary in declared["binaries"]:
+        differences += filter(None, [_binary_difference(binary, cache)])
+    for item in declared["files"]:
+        differences += filter(None, [_file_difference(item, cache)])
+    for path in declared["absent"]:
+        if os.path.lexists(path):
+            differences.append({"kind": "absent", "path": path, "reason": "present", "before": files.read_text(path)})
+    missing = [path for path in declared["inputs"] if not os.path.exists(path)]
+    result: dict[str, Any] = {
+        "differences": differences,
+        "missing_inputs": missing,
+        "restart": "",
+        "running": False,
+        "leader": False,
+    }
+    unit = declared["unit"]
+    if unit:
+        state = unit_states.get(unit, {})
+        if state.get("UnitFileState") != "enabled":
+            seen = state.get("UnitFileState") or "unknown to systemd"
+            differences.append({"kind": "enable", "path": unit, "reason": seen})
+        relevant = {item["path"] for item in declared["files"] if item["restart"]}
+        relevant |= {binary["link"] for binary in declared["binaries"]}
+        altered = any(d["path"] in relevant for d in differences)
+        result["restart"], result["running"] = _restart_reason(declared, state, altered, cache)
+        if result["restart"] and result["running"] and declared.get("leader"):
+            result["leader"] = _leads(declared["leader"])
+    for image in declared["images"]:
+        if docker.image_id(image["reference"]) != image["id"]:
+            differences.append({"kind": "image", "path": image["reference"], "reason": "missing", "content": True})
+    return result
+
+
+def _leads(endpoint: dict[str, Any]) -> bool:
+    try:
+        return etcd.leads(endpoint)
+    except etcd.EtcdError:
+        return False
+
+
+def inspect_all(components: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`inspect` for each component, with one question to systemd for all of them."""
+    cache = files.DigestCache()
+    states = systemd.states([c["unit"] for c in components if c["unit"]])
+    result = [inspect(component, cache, states) for component in components]
+    cache.save()
+    return result
+
+
+def _place(declared: dict[str, Any], contents: dict[str, str], staged: dict[str, str], found: dict[str, Any]) -> None:
+    differing = {(d["kind"], d["path"]): d for d in found["differences"]}
+    for directory in declared["directories"]:
+        if ("directory", directory["path"]) in differing:
+            files.make_directory(directory["path"], int(directory["mode"], 8), directory["owner"], directory["group"])
+    for binary in declared["binaries"]:
+        difference = differing.get(("binary", binary["link"]))
+        if not difference:
+            continue
+        if difference["content"]:
+            files.adopt(staged[binary["sha256"]], store_path(binary), binary["sha256"], 0o755)
+        files.link_atomic(store_path(binary), binary["link"])
+    for item in declared["files"]:
+        difference = differing.get(("file", item["path"]))
+        if not difference:
+            continue
+        if difference["content"]:
+            files.write_atomic(
+                item["path"],
+                files.decode(contents[item["path"]]),
+                int(item["mode"], 8),
+                item["owner"],
+                item["group"],
+            )
+        else:
+            os.chmod(item["path"], int(item["mode"], 8))
+            os.chown(item["path"], *files.owner_ids(item["owner"], item["group"]))
+    for path in declared["absent"]:
+        if os.path.lexists(path):
+            os.unlink(path)
+
+
+def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any] | None:
+    """Restart the unit and wait for its health; None, or what went wrong with the evidence."""
+    unit, name = declared["unit"], declared["name"]
+    ingredients = _ingredients(declared, cache)
+    systemd.restart(unit)
+    reason = health.wait(unit, declared["health"]["checks"], float(declared["health"]["timeout"]))
+    if reason:
+        state = systemd.states([unit])[unit]
+        return {
+            "component": name,
+            "unit": unit,
+            "reason": reason,
+            "journal": systemd.journal(unit),
+            "state": state,
+        }
+    files.write_atomic(
+        _record_path(name),
+        json.dumps({"ingredients": ingredients, "started": time.time()}, indent=1, sort_keys=True).encode(),
+        0o600,
+    )
+    return None
+
+
+def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged: dict[str, str]) -> dict[str, Any]:
+    """Bring every component to its declaration; stops at the first service that does not become healthy.
+
+    `contents`: path -> base64 of files to write. `staged`: SHA-256 -> path of a transferred binary.
+    Returns {restarted: [unit], seconds: {name: float}, failure: None or {...}}.
+    """
+    cache = files.DigestCache()
+    states = systemd.states([c["unit"] for c in components if c["unit"]])
+    found = [inspect(component, cache, states) for component in components]
+    for component, finding in zip(components, found):
+        _place(component, contents, staged, finding)
+    touched_units = any(
+        d["path"].startswith("/etc/systemd/system/") for finding in found for d in finding["differences"]
+    )
+    if touched_units or any(s.get("NeedDaemonReload") == "yes" for s in states.values()):
+        systemd.daemon_reload()
+    result: dict[str, Any] = {"restarted": [], "seconds": {}, "failure": None}
+    for component, finding in zip(components, found):
+        if any(d["kind"] == "enable" for d in finding["differences"]):
+            systemd.enable(component["unit"])
+        if component["unit"] and finding["restart"]:
+            begin = time.monotonic()
+            result["failure"] = _start(component, cache)
+            result["seconds"][component["name"]] = round(time.monotonic() - begin, 2)
+            if result["failure"]:
+                break
+            result["restarted"].append(component["unit"])
+        wanted = {d["path"] for d in finding["differences"] if d["kind"] == "image"}
+        for image in component["images"]:
+            if image["reference"] in wanted:
+                docker.load(image, staged[image["sha256"]])
+    cache.save()
+    return result

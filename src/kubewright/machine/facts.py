@@ -1,0 +1,89 @@
+"""What a machine is, asked once at the start of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from typing import Any
+
+from . import component
+
+_LISTEN = "0A"
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def _os_release() -> str:
+    for line in _read("/etc/os-release").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return "unknown"
+
+
+def listening(table: str) -> dict[int, str]:
+    """Port -> socket inode of every listening socket of a /proc/net/tcp table."""
+    found = {}
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 9 and fields[3] == _LISTEN:
+            found[int(fields[1].rpartition(":")[2], 16)] = fields[9]
+    return found
+
+
+def _holders(inodes: dict[str, int]) -> dict[int, str]:
+    """Port -> name of the process that holds it."""
+    found: dict[int, str] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        except OSError:
+            continue
+        for link in links:
+            if link.startswith("socket:[") and link[8:-1] in inodes:
+                found[inodes[link[8:-1]]] = _read(f"/proc/{pid}/comm").strip()
+    return found
+
+
+def _free(path: str) -> int:
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free
+
+
+def collect(ports: list[int], disks: list[str]) -> dict[str, Any]:
+    """Facts of this machine.
+
+    `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
+    """
+    open_ports = {**listening(_read("/proc/net/tcp6")), **listening(_read("/proc/net/tcp"))}
+    wanted = {inode: port for port, inode in open_ports.items() if port in ports}
+    records = []
+    if os.path.isdir(component.RECORDS):
+        records = sorted(name[:-5] for name in os.listdir(component.RECORDS) if name.endswith(".json"))
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "architecture": platform.machine(),
+        "os": _os_release(),
+        "kernel": platform.release(),
+        "hostname": platform.node(),
+        "machine_id": _read("/etc/machine-id").strip(),
+        "systemd": os.path.isdir("/run/systemd/system"),
+        "cgroup": "v2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "v1",
+        "cpus": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "free_bytes": {path: _free(path) for path in disks},
+        "held_ports": {str(port): name for port, name in _holders(wanted).items()} if wanted else {},
+        "components": records,
+        "etcd_data": os.path.isdir("/var/lib/etcd/member"),
+        "ip_vs": os.path.exists("/proc/net/ip_vs"),
+        "now": time.time(),
+    }

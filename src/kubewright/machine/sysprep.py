@@ -1,0 +1,264 @@
+"""Basic settings of a machine that are more than files: compared and set, each with what it was.
+
+A setting is one function that returns the differences and, unless only asked, removes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from typing import Any, Callable
+
+from . import files, systemd
+
+_FIREWALLS = ("firewalld.service", "ufw.service")
+_HOSTS_BEGIN, _HOSTS_END = "# BEGIN kubewright", "# END kubewright"
+_CHRONY = ("chrony.service", "chronyd.service")
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def _run(*argv: str) -> str:
+    reply = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    if reply.returncode:
+        raise OSError(f"{' '.join(argv)}: {reply.stderr.strip() or reply.stdout.strip() or reply.returncode}")
+    return reply.stdout
+
+
+def _difference(what: str, before: str, after: str) -> dict[str, str]:
+    return {"what": what, "before": before, "after": after}
+
+
+def _file(path: str, wanted: str, check: bool, mode: int = 0o644) -> list[dict[str, str]]:
+    before = _read(path)
+    if before == wanted and (os.path.exists(path) or not wanted):
+        return []
+    if not check:
+        files.write_atomic(path, wanted.encode(), mode)
+    return [_difference(path, before, wanted)]
+
+
+def firewall(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`state: off` stops and disables firewalld and ufw where they run; `keep` leaves them alone."""
+    if wanted["state"] != "off":
+        return []
+    found = []
+    for unit, state in systemd.states(list(_FIREWALLS)).items():
+        if state.get("ActiveState") == "active" or state.get("UnitFileState") == "enabled":
+            found.append(
+                _difference(unit, f"{state.get('ActiveState')}, {state.get('UnitFileState')}", "stopped, disabled")
+            )
+            if not check:
+                _run("systemctl", "disable", "--now", unit)
+    return found
+
+
+def firewall_ports(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`state: ports` opens the given `ports` (such as 6443/tcp) in a running firewalld or ufw."""
+    if wanted["state"] != "ports":
+        return []
+    found = []
+    if (
+        shutil.which("firewall-cmd")
+        and systemd.states(["firewalld.service"])["firewalld.service"].get("ActiveState") == "active"
+    ):
+        have = set(_run("firewall-cmd", "--permanent", "--list-ports").split())
+        missing = [port for port in wanted["ports"] if port not in have]
+        if missing:
+            found.append(_difference("firewalld ports", " ".join(sorted(have)), " ".join(sorted(have | set(missing)))))
+            if not check:
+                _run("firewall-cmd", "--permanent", *[f"--add-port={port}" for port in missing])
+                _run("firewall-cmd", "--reload")
+    elif shutil.which("ufw"):
+        status = _run("ufw", "status")
+        if "Status: active" in status:
+            missing = [port for port in wanted["ports"] if not re.search(rf"^{re.escape(port)}\s+ALLOW", status, re.M)]
+            for port in missing:
+                found.append(_difference(f"ufw {port}", "closed", "open"))
+                if not check:
+                    _run("ufw", "allow", port)
+    return found
+
+
+def selinux(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`state: permissive|disabled` in the running system (as far as it allows) and in its configuration."""
+    if wanted["state"] == "keep" or not os.path.exists("/etc/selinux/config"):
+        return []
+    text = _read("/etc/selinux/config")
+    found = _file("/etc/selinux/config", re.sub(r"(?m)^SELINUX=.*$", f"SELINUX={wanted['state']}", text), check)
+    if _read("/sys/fs/selinux/enforce").strip() == "1":
+        found.append(_difference("SELinux mode", "enforcing", "permissive"))
+        if not check:
+            _run("setenforce", "0")
+    return found
+
+
+def swap(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`state: off` for now (swapoff) and for every boot (its lines in /etc/fstab become comments)."""
+    if wanted["state"] != "off":
+        return []
+    text = _read("/etc/fstab")
+    lines = [
+        f"#{line}"
+        if len(line.split()) > 2 and line.split()[2] == "swap" and not line.lstrip().startswith("#")
+        else line
+        for line in text.splitlines(keepends=True)
+    ]
+    found = _file("/etc/fstab", "".join(lines), check) if text else []
+    active = [line.split()[0] for line in _read("/proc/swaps").splitlines()[1:]]
+    if active:
+        found.append(_difference("swap", ", ".join(active), "off"))
+        if not check:
+            _run("swapoff", "-a")
+    return found
+
+
+def hostname(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """The running and the persistent host name."""
+    name = wanted["name"]
+    found = []
+    if os.uname().nodename != name or _read("/etc/hostname").strip() != name:
+        found.append(_difference("hostname", os.uname().nodename, name))
+        if not check:
+            _run("hostnamectl", "set-hostname", name)
+    return found
+
+
+def hosts(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """A marked block in /etc/hosts; `entries`: lines "address name". Everything outside of the block is kept."""
+    text = _read("/etc/hosts")
+    block = "\n".join([_HOSTS_BEGIN, *wanted["entries"], _HOSTS_END]) + "\n"
+    pattern = re.compile(rf"^{_HOSTS_BEGIN}$.*?^{_HOSTS_END}$\n?", re.M | re.S)
+    if pattern.search(text):
+        new = pattern.sub(lambda _: block, text, count=1)
+    else:
+        new = text + ("" if text.endswith("\n") or not text else "\n") + block
+    return _file("/etc/hosts", new, check)
+
+
+def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """Kernel modules `names`, loaded now and at boot; those built into the kernel need neither.
+
+    A kernel without loadable modules has what it has: nothing to do.
+    """
+    if not os.path.exists("/proc/modules"):
+        return []
+    loaded = {line.split()[0] for line in _read("/proc/modules").splitlines()}
+    builtin = {
+        os.path.basename(line)[:-3].replace("-", "_")
+        for line in _read(f"/lib/modules/{os.uname().release}/modules.builtin").split()
+    }
+    names = [
+        name
+        for name in wanted["names"]
+        if name not in builtin and not os.path.isdir(f"/sys/module/{name}") or name in loaded
+    ]
+    found = _file("/etc/modules-load.d/kubewright.conf", "".join(f"{name}\n" for name in names), check)
+    for name in names:
+        if name not in loaded:
+            found.append(_difference(f"kernel module {name}", "not loaded", "loaded"))
+            if not check:
+                _run("modprobe", name)
+    return found
+
+
+def sysctls(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`values`: sysctl name -> value, in force now and persisted in /etc/sysctl.d/90-kubewright.conf."""
+    values = {str(k): str(v) for k, v in wanted["values"].items()}
+    text = "".join(f"{name} = {value}\n" for name, value in sorted(values.items()))
+    found = _file("/etc/sysctl.d/90-kubewright.conf", text, check)
+    for name, value in sorted(values.items()):
+        path = "/proc/sys/" + name.replace(".", "/")
+        before = " ".join(_read(path).split())
+        if before == value:
+            continue
+        found.append(_difference(f"sysctl {name}", before or "not there", value))
+        if not check:
+            try:
+                with open(path, "w", encoding="utf-8") as stream:
+                    stream.write(value)
+            except OSError as error:
+                raise OSError(f"sysctl {name}={value}: {error}; is the kernel module behind it loaded?") from error
+    return found
+
+
+def limits(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """Open files for log-in sessions; `open_files`: number. The services set their own in their units."""
+    number = int(wanted["open_files"])
+    text = (
+        f"*    soft nofile {number}\n*    hard nofile {number}\nroot soft nofile {number}\nroot hard nofile {number}\n"
+    )
+    return _file("/etc/security/limits.d/90-kubewright.conf", text, check)
+
+
+def iptables(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """`flush: true` empties the tables that the documents empty. Never the default: it cuts a living cluster."""
+    if not wanted["flush"]:
+        return []
+    if not check:
+        for arguments in (["-F"], ["-t", "nat", "-F"], ["-t", "mangle", "-F"], ["-X"]):
+            _run("iptables", "-w", *arguments)
+    return [_difference("iptables", "rules", "flushed")]
+
+
+def time_sync(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
+    """chrony runs at every boot; with `servers`, its configuration names them."""
+    states = systemd.states(list(_CHRONY))
+    unit = next((u for u in _CHRONY if states[u].get("LoadState") == "loaded"), "")
+    if not unit:
+        raise OSError("chrony is not installed: install the package 'chrony', or set sysprep_time_sync: false")
+    found = []
+    if wanted["servers"]:
+        path = "/etc/chrony/chrony.conf" if os.path.isdir("/etc/chrony") else "/etc/chrony.conf"
+        text = "".join(f"server {server} iburst\n" for server in wanted["servers"])
+        text += "driftfile /var/lib/chrony/drift\nmakestep 1 3\nrtcsync\n"
+        found = _file(path, text, check)
+    if (
+        found
+        or states[unit].get("ActiveState") != "active"
+        or states[unit].get("UnitFileState") not in ("enabled", "alias")
+    ):
+        if not found:
+            found.append(_difference(unit, states[unit].get("ActiveState", ""), "active, enabled"))
+        if not check:
+            _run("systemctl", "enable", unit)
+            _run("systemctl", "restart", unit)
+    return found
+
+
+_SETTINGS: dict[str, Callable[[dict[str, Any], bool], list[dict[str, str]]]] = {
+    "hostname": hostname,
+    "hosts": hosts,
+    "firewall": firewall,
+    "firewall_ports": firewall_ports,
+    "selinux": selinux,
+    "swap": swap,
+    "modules": modules,
+    "sysctls": sysctls,
+    "limits": limits,
+    "iptables": iptables,
+    "time_sync": time_sync,
+}
+
+
+def missing_programs(programs: list[str]) -> list[str]:
+    """Those that are on no usual path of root."""
+    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+    return [program for program in programs if not shutil.which(program, path=path)]
+
+
+def reconcile(settings: dict[str, dict[str, Any]], check: bool) -> list[dict[str, str]]:
+    """Bring the named settings about in a fixed order; returns [{what, before, after}]."""
+    found: list[dict[str, str]] = []
+    for name, setting in _SETTINGS.items():
+        if settings.get(name):
+            found += setting(settings[name], check)
+    return found

@@ -1,0 +1,81 @@
+"""systemd, asked in one call and told in few."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+_PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "Result",
+    "ExecMainStatus",
+    "NRestarts",
+    "MainPID",
+    "InvocationID",
+)
+
+
+def _run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def states(units: list[str]) -> dict[str, dict[str, str]]:
+    """Properties of each unit by unit name; a unit that is not there has LoadState `not-found`."""
+    if not units:
+        return {}
+    reply = _run("systemctl", "show", "--no-pager", "-p", ",".join(_PROPERTIES), *units)
+    blocks = reply.stdout.strip("\n").split("\n\n")
+    result: dict[str, dict[str, str]] = {}
+    for unit, block in zip(units, blocks):
+        pairs = (line.partition("=") for line in block.splitlines())
+        result[unit] = {key: value for key, _, value in pairs}
+    return result
+
+
+def daemon_reload() -> None:
+    """Make systemd read its unit files again."""
+    _check(_run("systemctl", "daemon-reload"), "systemctl daemon-reload")
+
+
+def enable(unit: str) -> None:
+    """Start the unit at every boot."""
+    _check(_run("systemctl", "enable", "--quiet", unit), f"systemctl enable {unit}")
+
+
+def restart(unit: str) -> None:
+    """Queue a restart and return at once: whoever calls this waits for the service's own health, not for systemd."""
+    _run("systemctl", "reset-failed", unit)
+    _check(_run("systemctl", "restart", "--no-block", unit), f"systemctl restart {unit}")
+
+
+def stop(unit: str) -> None:
+    """Stop the unit and wait until it is down."""
+    _check(_run("systemctl", "stop", unit), f"systemctl stop {unit}")
+
+
+def journal(unit: str, invocation: str = "", lines: int = 15) -> list[str]:
+    """The last log lines of the unit, of one invocation where it is known."""
+    scope = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["-u", unit]
+    reply = _run("journalctl", "--no-pager", "-q", "-o", "cat", "-n", str(lines), *scope)
+    found = [line for line in reply.stdout.splitlines() if line.strip()]
+    return found if found or not invocation else journal(unit, "", lines)
+
+
+def _check(reply: subprocess.CompletedProcess[str], what: str) -> None:
+    if reply.returncode:
+        message = reply.stderr.strip() or reply.stdout.strip() or f"exit status {reply.returncode}"
+        raise OSError(f"{what}: {message}")
+
+
+def summary(state: dict[str, Any]) -> str:
+    """One line about a unit for a person: `failed (Result=exit-code, status 2, 3 restarts)`."""
+    text = f"{state.get('ActiveState', 'unknown')}/{state.get('SubState', '?')}"
+    return (
+        f"{text} (result {state.get('Result', '?')}, exit status {state.get('ExecMainStatus', '?')}, "
+        f"{state.get('NRestarts', '0')} automatic restarts)"
+    )
