@@ -102,6 +102,7 @@ class Cluster:
             "master_count": len(self.masters()),
             "etcd_endpoints": [f"https://{m.address}:2379" for m in members],
             "etcd_initial_cluster": ",".join(f"{m.name}=https://{m.address}:2380" for m in members),
+            "hosts_entries": [f"{m.address} {m.name}" for m in self.machines],
             "machines": {
                 m.name: {
                     "name": m.name,

@@ -159,7 +159,7 @@ def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     names = [
         name
         for name in wanted["names"]
-        if name not in builtin and not os.path.isdir(f"/sys/module/{name}") or name in loaded
+        if (name not in builtin and not os.path.isdir(f"/sys/module/{name}")) or name in loaded
     ]
     found = _file("/etc/modules-load.d/kubewright.conf", "".join(f"{name}\n" for name in names), check)
     for name in names:

@@ -1,0 +1,21 @@
+"""Registration of the pure functions that templates use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kubewright import flags, preflight
+
+
+class FilterModule:
+    """Filters with the prefix kubewright_."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Name -> function."""
+        return {
+            "kubewright_flags": flags.flags,
+            "kubewright_env": flags.environment,
+            "kubewright_ports": preflight.ports,
+            "kubewright_pki_files": flags.pki_files,
+        }

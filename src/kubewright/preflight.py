@@ -1,0 +1,141 @@
+"""Everything that can be known to be wrong before anything is changed, all of it at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kubewright.topology import Cluster, Machine
+
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+_OLDEST_PYTHON = (3, 9)
+# Who may hold a port of ours: the service itself (Linux cuts process names to 15 characters).
+_PORTS: Mapping[str, Mapping[int, str]] = {
+    "etcd": {2379: "etcd", 2380: "etcd"},
+    "master": {10257: "kube-controller-manager", 10259: "kube-scheduler"},
+    "node": {10250: "kubelet", 10248: "kubelet", 10249: "kube-proxy", 10256: "kube-proxy"},
+}
+# Binaries, images and first data, in bytes.
+_DISK: Mapping[str, int] = {"/opt": 1 << 30, "/var/lib": 2 << 30}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the inventory allows: `architecture` in Debian's words, skew in seconds."""
+
+    architecture: str
+    max_clock_skew: float
+
+
+def ports(api_port: int) -> list[int]:
+    """Every TCP port whose holder a machine should report."""
+    return sorted({port for table in _PORTS.values() for port in table} | {api_port})
+
+
+def disks() -> list[str]:
+    """Every path whose free space a machine should report."""
+    return list(_DISK)
+
+
+def _expected_ports(machine: Machine, api_port: int) -> dict[int, str]:
+    expected: dict[int, str] = {}
+    if machine.is_etcd:
+        expected |= _PORTS["etcd"]
+    if machine.is_master:
+        expected |= {**_PORTS["master"], api_port: "kube-apiserver"}
+    if machine.is_node:
+        expected |= _PORTS["node"]
+    return expected
+
+
+def machine_problems(machine: Machine, facts: Mapping[str, Any], limits: Limits, api_port: int) -> list[str]:
+    """What is wrong with one machine."""
+    found = []
+    wanted = ARCHITECTURES.get(limits.architecture, limits.architecture)
+    if facts["architecture"] != wanted:
+        found.append(
+            f"architecture is {facts['architecture']}, the artifacts are for {wanted} (artifacts_architecture)"
+        )
+    if tuple(int(part) for part in facts["python"].split(".")[:2]) < _OLDEST_PYTHON:
+        found.append(f"Python is {facts['python']}, 3.9 or newer is needed; set ansible_python_interpreter")
+    if not facts["systemd"]:
+        found.append("systemd does not run this machine; kubewright needs it")
+    for path, needed in _DISK.items():
+        free = facts["free_bytes"][path]
+        if free < needed:
+            found.append(f"{path} has {free >> 20} MiB free, {needed >> 20} MiB are needed; free some space")
+    if facts["skew_seconds"] > limits.max_clock_skew:
+        found.append(
+            f"its clock is off by {facts['skew_seconds']:.1f} s (allowed {limits.max_clock_skew:g} s);"
+            " certificates and etcd need a common time: start chrony or set the clock"
+        )
+    expected = _expected_ports(machine, api_port)
+    for port, holder in facts["held_ports"].items():
+        owner = expected.get(int(port))
+        if owner and holder != owner[:15]:
+            found.append(f"port {port} is held by {holder!r}, {owner} needs it; stop that process or move it")
+    return found
+
+
+def machines_problems(
+    cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits
+) -> list[str]:
+    """What is wrong with the machines, by machine name, including what only shows when they are compared."""
+    found = [f"{name}: cannot be reached: {reason}" for name, reason in unreachable.items()]
+    identities: dict[str, str] = {}
+    for name, known in facts.items():
+        machine = cluster.machine(name)
+        found += [f"{name}: {problem}" for problem in machine_problems(machine, known, limits, cluster.api_port)]
+        identity = known["machine_id"]
+        if identity and identity in identities:
+            found.append(
+                f"{name}: has the same /etc/machine-id as {identities[identity]} (cloned?), so both get the same MAC "
+                "addresses: empty the file on one of them, run systemd-machine-id-setup and reboot it"
+            )
+        identities.setdefault(identity, name)
+    members = {m.name for m in cluster.etcd_members()}
+    formed = sorted(name for name in members & set(facts) if "etcd" in facts[name]["components"])
+    for name in sorted(members & set(facts)):
+        known = facts[name]
+        if name in formed and not known["etcd_data"]:
+            found.append(
+                f"{name}: its etcd member ran before and its data in /var/lib/etcd is gone; a new empty member would "
+                "split the cluster: remove the member with etcdctl member remove and add it again first"
+            )
+        if formed and name not in formed and not known["etcd_data"]:
+            found.append(
+                f"{name}: is not a member of the etcd cluster that {', '.join(formed)} formed; adding a member to a "
+                "living etcd is not part of site.yml: take it out of the group 'etcd'"
+            )
+    return found
+
+
+def etcd_is_new(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether no member has ever been healthy, so that a new cluster may be formed. Unseen members count as formed."""
+    members = [m.name for m in cluster.etcd_members()]
+    return all(name in facts and "etcd" not in facts[name]["components"] for name in members)
+
+
+def unknown_variables(
+    used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]
+) -> list[str]:
+    """Misspelt variables of ours. `used`: variable -> hosts that set it; `known`: every variable of kubewright."""
+    found = []
+    for name in sorted(used):
+        if name in known or name.startswith(("ansible_", "molecule_", "lab_")):
+            continue
+        close = difflib.get_close_matches(name, known, 1, 0.85)
+        ours = name.startswith(tuple(prefixes))
+        if close or ours:
+            hint = f"did you mean {close[0]}?" if close else "see docs/variables.md for those that exist"
+            found.append(f"{name}: unknown variable (set for {', '.join(sorted(used[name])[:3])}); {hint}")
+    return found
+
+
+def report(problems: list[str]) -> str:
+    """All problems as one message."""
+    noun = "problem" if len(problems) == 1 else "problems"
+    lines = [f"{len(problems)} {noun} found, nothing has been changed:"]
+    return "\n".join([*lines, *(f"  - {problem}" for problem in problems)])
