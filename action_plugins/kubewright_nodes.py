@@ -1,0 +1,122 @@
+"""Waits until the inventory's nodes have registered, and approves their serving certificates after checking them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from kubewright import nodes
+from kubewright.errors import UserError
+
+_POLL_SECONDS = 0.5
+_SSL = "/opt/kubernetes/ssl"
+
+
+class ActionModule(ActionBase):
+    """Runs once, on a machine with a master's administrator certificate."""
+
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return which CSRs were approved; fail with the nodes that are missing and the CSRs that were refused."""
+        super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        wanted = {str(node["node_name"]): node for node in self._task.args["nodes"]}
+        version = "v1" if self._vars["cluster"]["features"]["csr_api_v1"] else "v1beta1"
+        self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
+        try:
+            return self._bring(wanted, float(self._task.args["timeout"]))
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
+
+    def _server(self) -> dict[str, str]:
+        port = self._vars["cluster"]["api_port"]
+        return {
+            "server": f"https://127.0.0.1:{port}",
+            "ca": f"{_SSL}/ca.pem",
+            "cert": f"{_SSL}/admin.pem",
+            "key": f"{_SSL}/admin-key.pem",
+        }
+
+    def _ask(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        reply = self._execute_module(
+            module_name="kubewright_api", module_args={**self._server(), "requests": requests}, task_vars=self._vars
+        )
+        if reply.get("failed") or reply.get("unreachable"):
+            raise UserError(str(reply.get("msg")))
+        replies: list[dict[str, Any]] = reply["replies"]
+        for request, answer in zip(requests, replies, strict=True):
+            if answer["status"] not in (200, 201, 409):
+                raise UserError(
+                    f"{request['method']} {request['path']}: {answer['status']} {answer['body'].get('message')}"
+                )
+        return replies
+
+    def _bring(self, wanted: dict[str, dict[str, Any]], timeout: float) -> dict[str, Any]:
+        approved: list[str] = []
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                listed, csrs = self._ask(
+                    [{"method": "GET", "path": "/api/v1/nodes"}, {"method": "GET", "path": self._csrs}]
+                )
+            except UserError:
+                if self._task.check_mode:
+                    return {"changed": True, "approved": [], "missing": list(wanted)}
+                raise
+            open_csrs = [csr for csr in csrs["body"]["items"] if nodes.is_open(csr)]
+            refused = {csr["metadata"]["name"]: nodes.objections(csr, wanted) for csr in open_csrs}
+            good = [csr for csr in open_csrs if not refused[csr["metadata"]["name"]]]
+            bad = {name: reasons for name, reasons in refused.items() if reasons}
+            absent = nodes.missing(list(wanted), listed["body"]["items"])
+            if self._task.check_mode:
+                return {"changed": bool(good or absent), "approved": [], "missing": absent}
+            if good:
+                self._approve(good)
+                approved += [csr["spec"]["username"] for csr in good]
+                continue
+            waiting = nodes.without_serving_certificate(list(wanted), csrs["body"]["items"])
+            if not absent and (not waiting or bad):
+                return self._conclude(wanted, approved, bad)
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no registration or certificate within {timeout:.0f} s: {', '.join(absent or waiting)}",
+                    "look at journalctl -u kubelet there, and at kubectl get csr",
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _approve(self, csrs: list[dict[str, Any]]) -> None:
+        kind = {
+            "apiVersion": self._csrs.split("/")[2] + "/" + self._csrs.split("/")[3],
+            "kind": "CertificateSigningRequest",
+        }
+        self._ask(
+            [
+                {
+                    "method": "PUT",
+                    "path": f"{self._csrs}/{csr['metadata']['name']}/approval",
+                    "body": {**nodes.approved(csr), **kind},
+                }
+                for csr in csrs
+            ]
+        )
+
+    def _conclude(
+        self, wanted: dict[str, dict[str, Any]], approved: list[str], bad: dict[str, list[str]]
+    ) -> dict[str, Any]:
+        marked = self._execute_module(
+            module_name="kubewright_objects",
+            module_args={**self._server(), "objects": [nodes.marks(node) for node in wanted.values()]},
+            task_vars=self._vars,
+        )
+        if marked.get("failed"):
+            raise UserError(str(marked.get("msg")))
+        if bad:
+            lines = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in bad.items())
+            raise UserError(
+                f"serving certificate requests that do not match the inventory: {lines}",
+                "deny them with kubectl certificate deny, or correct the inventory",
+            )
+        return {"changed": bool(approved) or bool(marked.get("changed")), "approved": approved}

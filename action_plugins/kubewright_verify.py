@@ -1,0 +1,168 @@
+"""The ping matrix: test pods made, asked, and removed again."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from kubewright import matrix
+from kubewright.errors import UserError
+
+_SSL = "/opt/kubernetes/ssl"
+_POLL_SECONDS = 0.5
+
+
+class ActionModule(ActionBase):
+    """Runs once, on a machine with a master's administrator certificate."""
+
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Dispatch to the step; failures are messages."""
+        super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        self._namespace = str(self._task.args["namespace"])
+        if self._task.check_mode:
+            return {"changed": False, "skipped": True, "pods": {}, "service": "", "flannel": {}}
+        try:
+            return self._start() if self._task.args["step"] == "start" else self._finish()
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
+
+    def _server(self) -> dict[str, str]:
+        return {
+            "server": f"https://127.0.0.1:{self._vars['cluster']['api_port']}",
+            "ca": f"{_SSL}/ca.pem",
+            "cert": f"{_SSL}/admin.pem",
+            "key": f"{_SSL}/admin-key.pem",
+        }
+
+    def _module(self, name: str, **arguments: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = self._execute_module(module_name=name, module_args=arguments, task_vars=self._vars)
+        if reply.get("failed") or reply.get("unreachable"):
+            raise UserError(str(reply.get("msg")))
+        return reply
+
+    def _get(self, path: str) -> dict[str, Any]:
+        reply = self._module("kubewright_api", **self._server(), requests=[{"method": "GET", "path": path}])
+        body: dict[str, Any] = reply["replies"][0]["body"]
+        return body
+
+    def _start(self) -> dict[str, Any]:
+        objects = matrix.manifests(self._namespace, str(self._task.args["image"]))
+        self._module("kubewright_objects", **self._server(), objects=objects)
+        machines = self._vars["cluster"]["machines"].values()
+        nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
+        deadline = time.monotonic() + float(self._task.args["timeout"])
+        while True:
+            items = self._get(f"/api/v1/namespaces/{self._namespace}/pods").get("items", [])
+            pods = {nodes.get(p["spec"].get("nodeName"), ""): p for p in items if _ready(p)}
+            missing = [name for name in nodes.values() if name not in pods]
+            if not missing:
+                break
+            if time.monotonic() > deadline:
+                states = [_state(p) for p in items if not _ready(p)] or [f"no pod on {name}" for name in missing]
+                self._clean()
+                raise UserError(
+                    f"test pods not ready on {', '.join(missing)}: {'; '.join(states)}",
+                    "look at journalctl -u kubelet and -u docker there; are the stages flannel and bootstrap done?",
+                )
+            time.sleep(_POLL_SECONDS)
+        service = self._get(f"/api/v1/namespaces/{self._namespace}/services/probe")["spec"]["clusterIP"]
+        length = self._vars["cluster"]["pod_subnet_length"]
+        addresses = {name: str(pods[name]["status"]["podIP"]) for name in nodes.values()}
+        flannel = {
+            name: str(ipaddress.ip_interface(f"{address}/{length}").network.network_address)
+            for name, address in addresses.items()
+        }
+        names = {name: pods[name]["metadata"]["name"] for name in nodes.values()}
+        return {"changed": False, "pods": addresses, "names": names, "service": service, "flannel": flannel}
+
+    def _finish(self) -> dict[str, Any]:
+        start = self._vars["verify_pods"]
+        pods, service = start["pods"], start["service"]
+        names = {address: f"pod {name}" for name, address in pods.items()}
+        names |= {address: f"flannel {name}" for name, address in start["flannel"].items()}
+        names[service] = "service"
+        results: list[matrix.Result] = []
+        for name in pods:
+            others = [address for other, address in pods.items() if other != name]
+            script = matrix.probe_script(others, service)
+            results += matrix.read_answers(f"pod {name}", self._exec(start["names"][name], script), names)
+        problems = matrix.duplicates(pods)
+        for name in pods:
+            probed = self._vars["hostvars"][name].get("verify_probe") or {}
+            for entry in probed.get("results", []):
+                target = names.get(entry["address"], entry["address"])
+                results.append(
+                    matrix.Result(name, target, entry["address"], entry["kind"], entry["ok"], entry["milliseconds"])
+                )
+            for address, why in (probed.get("hops") or {}).items():
+                problems.append(f"{name} -> {names.get(address, address)} ({address}): {why}")
+        self._clean()
+        expected = len(pods) * (len(pods) - 1) + len(pods)
+        seen = sum(r.source.startswith("pod ") for r in results)
+        if seen != expected:
+            problems.append(f"{seen} of {expected} probes from pods gave an answer: kubectl exec failed in the others")
+        problems += [f"{r.source} -> {r.target} ({r.address}): lost ({r.kind})" for r in results if not r.ok]
+        report = Path(str(self._task.args["report"]))
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(matrix.report(results, problems))
+        text = matrix.table(results)
+        Display().display(text, color="red" if problems else "green")
+        if problems:
+            listed = "\n".join(f"  - {problem}" for problem in problems)
+            raise UserError(f"pods or machines do not reach each other:\n{listed}", f"all results: {report}")
+        return {"changed": False, "matrix": text}
+
+    def _exec(self, pod: str, script: str) -> str:
+        server = self._server()
+        reply = self._execute_module(
+            module_name="ansible.legacy.command",
+            module_args={
+                "argv": [
+                    "/usr/local/bin/kubectl",
+                    f"--server={server['server']}",
+                    f"--certificate-authority={server['ca']}",
+                    f"--client-certificate={server['cert']}",
+                    f"--client-key={server['key']}",
+                    f"--namespace={self._namespace}",
+                    "exec",
+                    pod,
+                    "--",
+                    "/bin/sh",
+                    "-c",
+                    script,
+                ]
+            },
+            task_vars=self._vars,
+        )
+        return str(reply.get("stdout", ""))
+
+    def _clean(self) -> None:
+        request = {"method": "DELETE", "path": f"/api/v1/namespaces/{self._namespace}"}
+        self._module("kubewright_api", **self._server(), requests=[request])
+
+
+def _ready(pod: dict[str, Any]) -> bool:
+    conditions = pod["status"].get("conditions") or []
+    ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+    return ready and not pod["metadata"].get("deletionTimestamp")
+
+
+def _state(pod: dict[str, Any]) -> str:
+    """Why a pod is not ready, in the words of its containers or conditions."""
+    where = pod["spec"].get("nodeName", "no node")
+    for status in pod["status"].get("containerStatuses") or []:
+        waiting = status["state"].get("waiting")
+        if waiting:
+            return f"{where}: {waiting.get('reason')} {waiting.get('message', '')}".strip()
+    for condition in pod["status"].get("conditions") or []:
+        if condition["status"] != "True" and condition.get("message"):
+            return f"{where}: {condition['message']}"
+    return f"{where}: {pod['status'].get('phase')}"

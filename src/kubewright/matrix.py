@@ -1,0 +1,134 @@
+"""The proof that pods reach each other: test objects, what to run in them, and how to read the answers. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_PORT = 8080
+_MARK = "kubewright"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One probe: from where, to what, whether it answered, and how it was made (ping, http)."""
+
+    source: str
+    target: str
+    address: str
+    kind: str
+    ok: bool
+    milliseconds: float | None = None
+
+
+def manifests(namespace: str, image: str) -> list[dict[str, Any]]:
+    """Namespace, a DaemonSet of test pods on every node, and a Service in front of them."""
+    labels = {"app": "kubewright-verify"}
+    container = {
+        "name": "probe",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": [
+            "/bin/sh",
+            "-c",
+            f"mkdir -p /www && echo {_MARK} > /www/index.html && exec httpd -f -p {_PORT} -h /www",
+        ],
+        "readinessProbe": {"tcpSocket": {"port": _PORT}, "periodSeconds": 1},
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {
+            "apiVersion": "apps/v1",
+            "kind": "DaemonSet",
+            "metadata": {"name": "probe", "namespace": namespace},
+            "spec": {
+                "selector": {"matchLabels": labels},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {
+                        "containers": [container],
+                        "terminationGracePeriodSeconds": 0,
+                        "automountServiceAccountToken": False,
+                        "tolerations": [{"operator": "Exists"}],
+                    },
+                },
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "probe", "namespace": namespace},
+            "spec": {"selector": labels, "ports": [{"protocol": "TCP", "port": 80, "targetPort": _PORT}]},
+        },
+    ]
+
+
+def duplicates(pods: Mapping[str, str]) -> list[str]:
+    """Pod addresses that occur twice. `pods`: node -> address."""
+    owners: dict[str, list[str]] = {}
+    for node, address in pods.items():
+        owners.setdefault(address, []).append(node)
+    return [
+        f"{address} is the address of pods on {', '.join(nodes)}" for address, nodes in owners.items() if len(nodes) > 1
+    ]
+
+
+def probe_script(addresses: Sequence[str], service: str) -> str:
+    """A POSIX shell script: pings every address, fetches from the Service; one line of result each."""
+    lines = [
+        f"ping -c 1 -W 2 {a} >/tmp/ping.{a} 2>&1; echo ping {a} $? $(sed -n 's/.*time=\\([0-9.]*\\).*/\\1/p' /tmp/ping.{a})"
+        for a in addresses
+    ]
+    if service:
+        lines.append(f"wget -q -T 3 -O - http://{service}/ 2>/dev/null | grep -q {_MARK}; echo http {service} $?")
+    return "; ".join(lines)
+
+
+def read_answers(source: str, output: str, names: Mapping[str, str]) -> list[Result]:
+    """Results out of the script's output. `names`: address -> what it is called."""
+    found = []
+    for line in output.splitlines():
+        match = re.fullmatch(r"(ping|http) (\S+) (\d+) ?([0-9.]*)", line.strip())
+        if match:
+            kind, address, status, time = match.groups()
+            milliseconds = float(time) if time else None
+            found.append(Result(source, names.get(address, address), address, kind, status == "0", milliseconds))
+    return found
+
+
+def table(results: Sequence[Result]) -> str:
+    """The matrix for a person: a row per source, a column per target."""
+    targets = list(dict.fromkeys(r.target for r in results))
+    sources = list(dict.fromkeys(r.source for r in results))
+    cells = {(r.source, r.target): _cell(r) for r in results}
+    width = max([len(s) for s in sources] + [4])
+    columns = [max(len(t), 8) for t in targets]
+    head = " " * width + "  " + "  ".join(t.ljust(c) for t, c in zip(targets, columns, strict=True))
+    rows = [
+        source.ljust(width)
+        + "  "
+        + "  ".join(cells.get((source, t), "-").ljust(c) for t, c in zip(targets, columns, strict=True))
+        for source in sources
+    ]
+    return "\n".join(line.rstrip() for line in [head, *rows])
+
+
+def _cell(result: Result) -> str:
+    if not result.ok:
+        return "LOST"
+    return f"{result.milliseconds:.2f} ms" if result.milliseconds is not None else "ok"
+
+
+def report(results: Sequence[Result], problems: Sequence[str]) -> str:
+    """Everything as JSON."""
+    return json.dumps(
+        {
+            "ok": not problems and all(r.ok for r in results),
+            "problems": list(problems),
+            "results": [asdict(r) for r in results],
+        },
+        indent=1,
+    )
