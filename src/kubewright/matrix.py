@@ -79,7 +79,7 @@ def duplicates(pods: Mapping[str, str]) -> list[str]:
 def probe_script(addresses: Sequence[str], service: str) -> str:
     """A POSIX shell script: pings every address, fetches from the Service; one line of result each."""
     lines = [
-        f"ping -c 1 -W 2 {a} >/tmp/ping.{a} 2>&1; echo ping {a} $? $(sed -n 's/.*time=\\([0-9.]*\\).*/\\1/p' /tmp/ping.{a})"
+        f"ping -c 1 -W 2 {a} >/tmp/{a} 2>&1; echo ping {a} $? $(sed -n 's/.*time=\\([0-9.]*\\).*/\\1/p' /tmp/{a})"
         for a in addresses
     ]
     if service:

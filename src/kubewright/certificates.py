@@ -1,0 +1,146 @@
+"""Every certificate of a cluster: who needs it, under which names, and where it goes.
+
+The CAs' keys stay on the controller. The one exception has a CA of its own: the controller manager signs the
+certificates that kubelets ask for, so masters hold the key of `kubelet-signer`, which is trusted for nothing else but
+client certificates and kubelets' serving certificates. Source of names, organisations and usages: "PKI certificates and
+requirements" of the Kubernetes documentation, and etcd's security guide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kubewright.topology import Cluster, Machine
+
+_KUBE = "/opt/kubernetes/ssl"
+_ETCD = "/opt/etcd/ssl"
+_FLANNEL = "/opt/flannel/ssl"
+
+
+def _certificate(
+    name: str, ca: str, cn: str, usage: str, expiry: str, *, hosts: list[str] | None = None, o: str = ""
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "ca": ca,
+        "cn": cn,
+        "o": [o] if o else [],
+        "hosts": hosts or [],
+        "usage": usage,
+        "expiry": expiry,
+    }
+
+
+def _api_names(cluster: Cluster) -> list[str]:
+    names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        f"kubernetes.default.svc.{cluster.dns_domain}",
+        "localhost",
+        "127.0.0.1",
+        cluster.api_service_address,
+    ]
+    for master in cluster.masters():
+        names += [master.name, master.address]
+    names += [cluster.api_vip] if cluster.api_vip else []
+    return list(dict.fromkeys([*names, *cluster.api_extra_sans]))
+
+
+def spec(cluster: Cluster) -> dict[str, Any]:
+    """The specification that kubepki reconciles: CAs, key pairs, certificates."""
+    life = f"{cluster.pki_expiry_hours}h"
+    ca_life = f"{cluster.pki_ca_expiry_hours}h"
+    certificates = [
+        _certificate("apiserver", "kubernetes", "kube-apiserver", "server", life, hosts=_api_names(cluster)),
+        _certificate("apiserver-kubelet-client", "kubernetes", "kube-apiserver-kubelet-client", "client", life),
+        _certificate("apiserver-etcd-client", "etcd", "kube-apiserver-etcd-client", "client", life),
+        _certificate("front-proxy-client", "front-proxy", "front-proxy-client", "client", life),
+        _certificate("kube-controller-manager", "kubernetes", "system:kube-controller-manager", "client", life),
+        _certificate("kube-scheduler", "kubernetes", "system:kube-scheduler", "client", life),
+        _certificate("kube-proxy", "kubernetes", "system:kube-proxy", "client", life),
+        _certificate("admin", "kubernetes", "kubernetes-admin", "client", life, o="system:masters"),
+        _certificate("etcd-client", "etcd", "kube-etcd-healthcheck-client", "client", life),
+        _certificate("flanneld", "etcd", "flanneld", "client", life),
+    ]
+    for member in cluster.etcd_members():
+        names = [member.name, member.address, "localhost", "127.0.0.1"]
+        # etcd's gateway dials its own server with the server certificate, so that one is a client's too.
+        certificates.append(_certificate(f"etcd-server-{member.name}", "etcd", member.name, "peer", life, hosts=names))
+        certificates.append(
+            _certificate(
+                f"etcd-peer-{member.name}", "etcd", member.name, "peer", life, hosts=[member.name, member.address]
+            )
+        )
+    return {
+        "cas": {
+            "kubernetes": {"cn": "kubernetes-ca", "expiry": ca_life},
+            "kubelet-signer": {"cn": "kubernetes-kubelet-signer", "expiry": ca_life},
+            "etcd": {"cn": "etcd-ca", "expiry": ca_life},
+            "front-proxy": {"cn": "kubernetes-front-proxy-ca", "expiry": ca_life},
+        },
+        "keypairs": {"service-account": {"algo": "rsa", "size": 2048}},
+        "certificates": certificates,
+    }
+
+
+def _copy(source: str, dest: str, *, secret: bool = False) -> dict[str, Any]:
+    return {"source": source, "dest": dest, "mode": "0600" if secret else "0644", "secret": secret}
+
+
+def _pair(name: str, stem: str) -> list[dict[str, Any]]:
+    return [_copy(f"{name}.pem", f"{stem}.pem"), _copy(f"{name}-key.pem", f"{stem}-key.pem", secret=True)]
+
+
+def _for_etcd(machine: Machine) -> list[dict[str, Any]]:
+    return [
+        _copy("etcd-ca.pem", f"{_ETCD}/ca.pem"),
+        *_pair(f"etcd-server-{machine.name}", f"{_ETCD}/server"),
+        *_pair(f"etcd-peer-{machine.name}", f"{_ETCD}/peer"),
+        *_pair("etcd-client", f"{_ETCD}/client"),
+    ]
+
+
+def _for_master() -> list[dict[str, Any]]:
+    names = (
+        "apiserver",
+        "apiserver-kubelet-client",
+        "apiserver-etcd-client",
+        "front-proxy-client",
+        "kube-controller-manager",
+        "kube-scheduler",
+        "admin",
+        "kubelet-signer-ca",
+    )
+    return [
+        *(entry for name in names for entry in _pair(name, f"{_KUBE}/{name}")),
+        _copy("etcd-ca.pem", f"{_KUBE}/etcd-ca.pem"),
+        _copy("front-proxy-ca.pem", f"{_KUBE}/front-proxy-ca.pem"),
+        _copy("service-account.key", f"{_KUBE}/service-account.key", secret=True),
+        _copy("service-account.pub", f"{_KUBE}/service-account.pub"),
+    ]
+
+
+def _for_node() -> list[dict[str, Any]]:
+    return [
+        *_pair("kube-proxy", f"{_KUBE}/kube-proxy"),
+        _copy("etcd-ca.pem", f"{_FLANNEL}/ca.pem"),
+        *_pair("flanneld", f"{_FLANNEL}/flanneld"),
+    ]
+
+
+def distribution(cluster: Cluster, machine_name: str) -> list[dict[str, Any]]:
+    """Files of the PKI directory that a machine gets: {source | sources, dest, mode, secret}; only what it needs."""
+    machine = cluster.machine(machine_name)
+    found: list[dict[str, Any]] = []
+    if machine.is_etcd:
+        found += _for_etcd(machine)
+    if machine.is_master or machine.is_node:
+        client_cas = ["kubernetes-ca.pem", "kubelet-signer-ca.pem"]
+        found.append(_copy("kubernetes-ca.pem", f"{_KUBE}/ca.pem"))
+        found.append({"sources": client_cas, "dest": f"{_KUBE}/client-ca.pem", "mode": "0644", "secret": False})
+    if machine.is_master:
+        found += _for_master()
+    if machine.is_node:
+        found += _for_node()
+    return found

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+from test_topology import build
+
+from kubepki import spec
+from kubewright import certificates
+
+
+def table(**changes: Any) -> dict[str, dict[str, Any]]:
+    return {c["name"]: c for c in certificates.spec(build(**changes))["certificates"]}
+
+
+def files(machine: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    return {f["dest"]: f for f in certificates.distribution(build(**changes), machine)}
+
+
+def test_kubepki_accepts_the_table() -> None:
+    assert len(spec.parse(certificates.spec(build())).certificates) == 16
+
+
+def test_the_api_server_answers_to_all_its_names() -> None:
+    names = table(api_vip="192.168.80.100", api_extra_sans=["api.example.org"])["apiserver"]["hosts"]
+    for name in (
+        "10.0.0.1",
+        "192.168.80.10",
+        "192.168.80.100",
+        "api.example.org",
+        "kubernetes.default.svc.cluster.local",
+    ):
+        assert name in names
+
+
+def test_etcd_members_have_certificates_of_their_own() -> None:
+    found = table()
+    assert found["etcd-server-node01"]["hosts"] == ["node01", "192.168.80.11", "localhost", "127.0.0.1"]
+    assert found["etcd-server-node01"]["usage"] == "peer"
+    assert found["etcd-peer-node02"]["hosts"] == ["node02", "192.168.80.12"]
+
+
+def test_no_machine_gets_a_ca_key_but_that_of_the_kubelet_signer() -> None:
+    for machine in ("master01", "node01", "node02"):
+        for dest, entry in files(machine).items():
+            sources = entry.get("sources") or [entry["source"]]
+            if any(source.endswith("-ca-key.pem") for source in sources):
+                assert (machine, dest) == ("master01", "/opt/kubernetes/ssl/kubelet-signer-ca-key.pem")
+
+
+def test_a_node_gets_its_own_only() -> None:
+    found = files("node01")
+    assert found["/opt/etcd/ssl/server.pem"]["source"] == "etcd-server-node01.pem"
+    assert not any("apiserver" in dest or "admin" in dest or "service-account" in dest for dest in found)
+    assert "/opt/flannel/ssl/flanneld-key.pem" in found
+
+
+def test_keys_are_private_everywhere() -> None:
+    for machine in ("master01", "node01"):
+        for dest, entry in files(machine, kube_masters_are_nodes=True).items():
+            private = dest.endswith(("-key.pem", ".key"))
+            assert (entry["mode"], entry["secret"]) == (("0600", True) if private else ("0644", False))
+
+
+def test_every_destination_is_there_once() -> None:
+    entries = certificates.distribution(build(kube_masters_are_nodes=True), "master01")
+    assert len({entry["dest"] for entry in entries}) == len(entries)

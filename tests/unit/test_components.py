@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubewright import components
+from kubewright.errors import UserError
+
+ARTIFACTS = {"etcd": {"version": "3.4.23", "sha256": "ab" * 32, "path": "/cache/etcd"}}
+
+
+def render(name: str) -> str:
+    return f"rendered {name}\n"
+
+
+def test_a_template_path_is_the_target_path() -> None:
+    declared = components.expand({"name": "x", "templates": ["etc/docker/daemon.json"]}, render, {})
+    [item] = declared.wire["files"]
+    assert item["path"] == "/etc/docker/daemon.json"
+    assert item["sha256"] == hashlib.sha256(b"rendered etc/docker/daemon.json.j2\n").hexdigest()
+    assert item["restart"]
+
+
+def test_a_unit_brings_its_unit_file() -> None:
+    declared = components.expand({"name": "x", "unit": "x.service"}, render, {})
+    assert [item["path"] for item in declared.wire["files"]] == ["/etc/systemd/system/x.service"]
+
+
+def test_only_what_differs_is_shipped() -> None:
+    declared = components.expand(
+        {"name": "x", "binaries": {"etcd": "/opt/etcd/bin/etcd"}, "templates": ["a", "b"]}, render, ARTIFACTS
+    )
+    found = {
+        "differences": [
+            {"kind": "file", "path": "/a", "reason": "missing", "content": True, "before": ""},
+            {"kind": "file", "path": "/b", "reason": "mode", "content": False, "before": ""},
+            {"kind": "binary", "path": "/opt/etcd/bin/etcd", "reason": "missing", "content": True},
+        ],
+    }
+    contents, binaries = components.shipment([declared], [found])
+    assert list(contents) == ["/a"]
+    assert binaries == {"ab" * 32: "/cache/etcd"}
+
+
+def test_a_diff_shows_no_secret() -> None:
+    spec = {"name": "x", "files": [{"path": "/key", "content": "hush", "secret": True, "mode": "0600"}]}
+    declared = components.expand(spec, render, {})
+    found: dict[str, Any] = {
+        "differences": [{"kind": "file", "path": "/key", "reason": "missing", "content": True, "before": ""}],
+        "restart": "",
+        "running": False,
+    }
+    text = repr(components.diffs([declared], [found]))
+    assert "/key" in text
+    assert "hush" not in text
+
+
+def test_misspelt_keys_are_named() -> None:
+    with pytest.raises(UserError, match="unknown helth"):
+        components.expand({"name": "x", "helth": {}}, render, {})
+
+
+def test_a_mode_that_yaml_made_a_number() -> None:
+    with pytest.raises(UserError, match="not octal"):
+        components.expand({"name": "x", "files": [{"path": "/a", "content": "", "mode": 420 * 100}]}, render, {})
+
+
+def test_sources_that_are_not_there_name_the_stage(tmp_path: Path) -> None:
+    spec = {"name": "pki", "files": [{"path": "/a", "sources": [str(tmp_path / "ca.pem")]}]}
+    with pytest.raises(UserError, match="--tags pki"):
+        components.expand(spec, render, {})
+
+
+def test_sources_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("A\n")
+    (tmp_path / "b").write_text("B\n")
+    spec = {"name": "pki", "files": [{"path": "/x", "sources": [str(tmp_path / "a"), str(tmp_path / "b")]}]}
+    assert components.expand(spec, render, {}).contents["/x"] == b"A\nB\n"

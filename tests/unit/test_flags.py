@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import shlex
+
+from test_topology import build
+
+from kubewright import flags
+
+
+def test_the_api_server_of_the_documents_version() -> None:
+    cluster = build().facts()
+    found = flags.flags(cluster, "kube-apiserver", cluster["machines"]["master01"])
+    assert found["authorization-mode"] == "Node,RBAC"
+    assert found["insecure-port"] == "0"
+    assert found["etcd-servers"].count("https://") == 3
+    assert "service-account-signing-key-file" in found
+
+
+def test_versions_decide() -> None:
+    old, new = build(kube_version="1.18.0").facts(), build(kube_version="1.23.1").facts()
+    options = {"kubelet_certificate_hours": 8760}
+    machine = old["machines"]["master01"]
+    assert "service-account-issuer" not in flags.flags(old, "kube-apiserver", machine)
+    assert "experimental-cluster-signing-duration" in flags.flags(old, "kube-controller-manager", machine, options)
+    assert "cluster-signing-duration" in flags.flags(new, "kube-controller-manager", machine, options)
+    assert "port" not in flags.flags(new, "kube-scheduler", machine)
+
+
+def test_the_users_flags_win() -> None:
+    cluster = build().facts()
+    found = flags.flags(
+        cluster, "kube-scheduler", cluster["machines"]["master01"], extra={"--v": 4, "profiling": "true"}
+    )
+    assert (found["v"], found["profiling"]) == ("4", "true")
+
+
+def test_an_environment_file_is_one_quoted_variable() -> None:
+    text = flags.environment({"a": "1", "b": "x,y"}, "OPTS")
+    assert shlex.split(text.replace("\\\n", "")) == ["OPTS=--a=1 --b=x,y"]

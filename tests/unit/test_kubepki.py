@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kubepki import reconcile, spec, store
+from kubepki.errors import SpecError, StoreError
+
+NOW = datetime.now(UTC)
+DATA: dict[str, Any] = {
+    "cas": {"etcd": {"cn": "etcd-ca"}, "kube": {"cn": "kube-ca"}},
+    "keypairs": {"service-account": {"algo": "rsa", "size": 2048}},
+    "certificates": [
+        {"name": "server", "ca": "etcd", "cn": "m1", "usage": "peer", "hosts": ["m1", "127.0.0.1", "::1"]},
+        {"name": "client", "ca": "etcd", "cn": "admin", "o": ["system:masters"], "usage": "client"},
+        {"name": "stranger", "ca": "kube", "cn": "admin", "usage": "client"},
+        {"name": "rsa", "ca": "etcd", "cn": "rsa", "usage": "client", "key": {"algo": "rsa"}},
+    ],
+}
+
+
+def changed(index: int, **fields: Any) -> dict[str, Any]:
+    certificates = [dict(c) for c in DATA["certificates"]]
+    certificates[index] |= fields
+    return {**DATA, "certificates": certificates}
+
+
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pki") / "pki"
+    before = os.umask(0)
+    try:
+        reconcile.apply(spec.parse(DATA), directory, NOW)
+    finally:
+        os.umask(before)
+    return directory
+
+
+def reasons(directory: Path, data: dict[str, Any], now: datetime = NOW) -> dict[str, str]:
+    plan = reconcile.plan(spec.parse(data), directory, now)
+    return {item.name: "; ".join(item.reasons) for item in plan.items if item.action == "issue"}
+
+
+def test_a_second_pass_keeps_everything(issued: Path) -> None:
+    assert reasons(issued, DATA) == {}
+    assert reconcile.apply(spec.parse(DATA), issued, NOW).issued == ()
+
+
+def test_modes_whatever_the_umask(issued: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in issued.iterdir() if path.name != ".lock"}
+    assert issued.stat().st_mode & 0o777 == 0o700
+    for name, mode in modes.items():
+        assert mode == (0o600 if name.endswith(("-key.pem", ".key")) else 0o644), name
+
+
+@pytest.mark.parametrize(
+    ("name", "ca", "purpose"),
+    [
+        ("server", "etcd", "sslserver"),
+        ("server", "etcd", "sslclient"),
+        ("client", "etcd", "sslclient"),
+        ("rsa", "etcd", "sslclient"),
+    ],
+)
+def test_openssl_agrees_strictly(issued: Path, name: str, ca: str, purpose: str) -> None:
+    command = [
+        "openssl",
+        "verify",
+        "-x509_strict",
+        "-purpose",
+        purpose,
+        "-CAfile",
+        f"{issued}/{ca}-ca.pem",
+        f"{issued}/{name}.pem",
+    ]
+    reply = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert reply.returncode == 0, reply.stderr
+
+
+def _handshake(directory: Path, client: str) -> str:
+    """What the server sees of the client: its CN, or the error."""
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(directory / "server.pem", directory / "server-key.pem")
+    server.load_verify_locations(directory / "etcd-ca.pem")
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_STRICT
+    seen: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            try:
+                with server.wrap_socket(connection, server_side=True) as tls:
+                    peer: Any = tls.getpeercert()
+                    seen.append(str(peer["subject"]))
+                    tls.sendall(b"x")
+            except OSError as error:
+                seen.append(f"refused: {error}")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        context = ssl.create_default_context(cafile=str(directory / "etcd-ca.pem"))
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        if client:
+            context.load_cert_chain(directory / f"{client}.pem", directory / f"{client}-key.pem")
+        try:
+            with (
+                socket.create_connection(listener.getsockname(), 5) as raw,
+                context.wrap_socket(raw, server_hostname="m1") as tls,
+            ):
+                tls.recv(1)
+        except OSError:
+            pass
+        thread.join(10)
+    return seen[0]
+
+
+def test_mutual_tls(issued: Path) -> None:
+    assert "admin" in _handshake(issued, "client")
+    assert "refused" in _handshake(issued, "stranger")
+    assert "refused" in _handshake(issued, "")
+
+
+def test_what_a_leaf_says(issued: Path) -> None:
+    certificate = store.read_certificate(issued / "server.pem")
+    ca = store.read_certificate(issued / "etcd-ca.pem")
+    assert certificate
+    assert ca
+    usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert (usage.digital_signature, usage.key_encipherment) == (True, False)
+    assert certificate.issuer.public_bytes() == ca.subject.public_bytes()
+    assert certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["m1"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (changed(0, hosts=["m1", "127.0.0.1", "::1", "10.0.0.1"]), {"server": "SAN 10.0.0.1 added"}),
+        (changed(0, hosts=["m1", "127.0.0.1"]), {"server": "SAN ::1 removed"}),
+        (changed(0, usage="server"), {"server": "usage is not server"}),
+        (changed(1, cn="other"), {"client": "subject was"}),
+        (changed(1, ca="kube"), {"client": "issuer changed"}),
+        (changed(1, key={"size": 384}), {"client": "key is ecdsa 256, wanted ecdsa 384"}),
+    ],
+)
+def test_exactly_what_changed_is_reissued_and_says_why(
+    issued: Path, data: dict[str, Any], expected: dict[str, str]
+) -> None:
+    found = reasons(issued, data)
+    assert list(found) == list(expected)
+    for name, reason in expected.items():
+        assert reason in found[name]
+
+
+def test_expiry_is_a_reason_in_the_last_third(issued: Path) -> None:
+    assert reasons(issued, DATA, NOW + timedelta(hours=8760 * 0.66)) == {}
+    late = reasons(issued, DATA, NOW + timedelta(hours=8760 * 0.67))
+    assert set(late) == {"server", "client", "stranger", "rsa"}
+    assert "last third" in late["server"]
+    assert "expired on" in reasons(issued, DATA, NOW + timedelta(hours=8761))["server"]
+
+
+def fresh(tmp_path: Path) -> Path:
+    reconcile.apply(spec.parse(DATA), tmp_path / "pki", NOW)
+    return tmp_path / "pki"
+
+
+def test_a_crash_between_key_and_certificate_is_cured(tmp_path: Path) -> None:
+    directory = fresh(tmp_path)
+    (directory / "client-key.pem").write_bytes((directory / "server-key.pem").read_bytes())
+    assert reasons(directory, DATA) == {"client": "key does not match"}
+    reconcile.apply(spec.parse(DATA), directory, NOW)
+    assert reasons(directory, DATA) == {}
+
+
+def test_a_key_that_was_readable_by_all_is_not_any_more(tmp_path: Path) -> None:
+    directory = fresh(tmp_path)
+    (directory / "client-key.pem").chmod(0o644)
+    (directory / "client.pem").unlink()
+    reconcile.apply(spec.parse(DATA), directory, NOW)
+    assert (directory / "client-key.pem").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["etcd-ca-key.pem", "etcd-ca.pem"])
+def test_a_ca_is_never_replaced(tmp_path: Path, name: str) -> None:
+    directory = fresh(tmp_path)
+    (directory / name).write_bytes(b"damaged")
+    with pytest.raises(StoreError, match="damaged"):
+        reconcile.apply(spec.parse(DATA), directory, NOW)
+    (directory / "etcd-ca-key.pem").unlink()
+    with pytest.raises(StoreError):
+        reconcile.apply(spec.parse(DATA), directory, NOW)
+
+
+def test_a_lost_ca_key_says_what_to_do(tmp_path: Path) -> None:
+    directory = fresh(tmp_path)
+    (directory / "etcd-ca-key.pem").unlink()
+    with pytest.raises(StoreError, match="restore the key from a backup"):
+        reconcile.plan(spec.parse(DATA), directory, NOW)
+
+
+def test_two_runs_do_not_interleave(tmp_path: Path) -> None:
+    with store.locked(tmp_path / "pki"), pytest.raises(StoreError, match="another run"):
+        reconcile.apply(spec.parse(DATA), tmp_path / "pki", NOW)
+
+
+def test_a_leaf_never_outlives_its_ca(tmp_path: Path) -> None:
+    data = {**DATA, "cas": {"etcd": {"cn": "e", "expiry": "100h"}, "kube": {"cn": "k"}}}
+    reconcile.apply(spec.parse(data), tmp_path / "pki", NOW)
+    leaf, ca = (store.read_certificate(tmp_path / "pki" / n) for n in ("server.pem", "etcd-ca.pem"))
+    assert leaf
+    assert ca
+    assert leaf.not_valid_after_utc == ca.not_valid_after_utc
+
+
+def test_all_mistakes_of_a_specification_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.parse(
+            {
+                "cas": {"etcd": {"cn": "e", "expirey": "1h"}},
+                "certificates": [
+                    {
+                        "name": "a",
+                        "ca": "etdc",
+                        "cn": "",
+                        "usage": "sever",
+                        "hosts": ["", "10.0.0.1:6443", "10.0.0.0/24"],
+                    },
+                    {"name": "b", "ca": "etcd", "cn": "x" * 65, "usage": "client", "expiry": "365d"},
+                ],
+            }
+        )
+    text = str(caught.value)
+    for expected in (
+        "did you mean expiry",
+        "unknown ca 'etdc'",
+        "cn is empty",
+        "'sever'",
+        "holds a port",
+        "network",
+        "65",
+        "'365d'",
+    ):
+        assert expected in text
+
+
+@given(st.ip_addresses())
+def test_addresses_are_addresses(address: Any) -> None:
+    assert spec.host(str(address)) == address
+
+
+@given(st.text(max_size=40))
+def test_a_host_is_classified_or_refused_in_words(text: str) -> None:
+    refused = ""
+    found: object = None
+    try:
+        found = spec.host(text)
+    except ValueError as error:
+        refused = str(error)
+    assert repr(text) in refused if found is None else not refused
+    assert not isinstance(found, str) or found == text.removesuffix(".")
+
+
+@given(st.text(max_size=12))
+def test_durations_are_hours_or_refused(text: str) -> None:
+    try:
+        assert spec.duration(text) > timedelta(0)
+    except (ValueError, OverflowError):
+        assert not (text.isascii() and text[:-1].isdigit() and text.endswith("h") and 0 < int(text[:-1]) < 10**9)

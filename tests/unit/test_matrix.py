@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import subprocess
+
+from kubewright import matrix
+from kubewright.machine import probe
+
+
+def test_answers_are_read_from_what_the_script_prints() -> None:
+    output = "ping 10.244.1.2 0 0.123\nping 10.244.2.2 1\nhttp 10.0.0.9 0\nnoise\n"
+    results = matrix.read_answers("pod a", output, {"10.244.1.2": "pod b"})
+    assert [(r.target, r.ok, r.milliseconds) for r in results] == [
+        ("pod b", True, 0.123),
+        ("10.244.2.2", False, None),
+        ("10.0.0.9", True, None),
+    ]
+
+
+def test_the_script_is_posix_and_tells_lost_from_answered() -> None:
+    script = matrix.probe_script(["127.0.0.1", "127.0.0.1.bad"], "")
+    reply = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True)
+    results = matrix.read_answers("here", reply.stdout, {})
+    assert [r.ok for r in results] == [True, False]
+    assert results[0].milliseconds is not None
+
+
+def test_a_lost_pair_stands_out() -> None:
+    results = [
+        matrix.Result("pod a", "pod b", "1", "ping", ok=True, milliseconds=0.5),
+        matrix.Result("pod b", "pod a", "2", "ping", ok=False),
+    ]
+    text = matrix.table(results)
+    assert "LOST" in text
+    assert "0.50 ms" in text
+    assert json.loads(matrix.report(results, []))["ok"] is False
+
+
+def test_duplicate_addresses() -> None:
+    assert matrix.duplicates({"a": "172.17.0.2", "b": "172.17.0.2"}) == [
+        "172.17.0.2 is the address of pods on a, b",
+    ]
+
+
+def test_the_broken_hop_is_named() -> None:
+    route = [{"dst": "10.244.1.2", "gateway": "10.244.1.0", "dev": "flannel.1"}]
+    neighbour = [{"dst": "10.244.1.0", "lladdr": "aa:bb"}]
+    fdb = [{"mac": "aa:bb", "dst": "192.168.80.11"}]
+    assert probe.hop("10.244.1.2", route, neighbour, fdb) == ""
+    assert "FDB" in probe.hop("10.244.1.2", route, neighbour, [])
+    assert "neighbour" in probe.hop("10.244.1.2", route, [], fdb)
+    assert "route: leads to eth0" in probe.hop("10.244.1.2", [{"dev": "eth0"}], neighbour, fdb)
+    assert "route: none" in probe.hop("10.244.1.2", [], neighbour, fdb)

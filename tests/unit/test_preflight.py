@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+from test_topology import build
+
+from kubewright import preflight
+
+LIMITS = preflight.Limits("amd64", 2.0)
+GOOD: dict[str, Any] = {
+    "architecture": "x86_64",
+    "python": "3.11.2",
+    "systemd": True,
+    "free_bytes": {"/opt": 1 << 40, "/var/lib": 1 << 40},
+    "skew_seconds": 0.0,
+    "held_ports": {},
+    "machine_id": "a",
+    "components": [],
+    "etcd_data": False,
+}
+
+
+def facts(**by_machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: {**GOOD, "machine_id": name, **by_machine.get(name, {})} for name in ("master01", "node01", "node02")}
+
+
+def problems(found: dict[str, dict[str, Any]], unreachable: dict[str, str] | None = None) -> list[str]:
+    return preflight.machines_problems(build(), found, unreachable or {}, LIMITS)
+
+
+def test_good_machines_have_no_problems() -> None:
+    assert problems(facts()) == []
+
+
+def test_every_problem_of_every_machine_at_once() -> None:
+    found = facts(
+        master01={"architecture": "aarch64", "held_ports": {"6443": "nginx"}},
+        node01={"skew_seconds": 7.25, "free_bytes": {"/opt": 5 << 20, "/var/lib": 1 << 40}},
+    )
+    del found["node02"]
+    text = "\n".join(problems(found, {"node02": "timed out"}))
+    for expected in (
+        "master01: architecture is aarch64",
+        "port 6443 is held by 'nginx', kube-apiserver needs it",
+        "node01: its clock is off by 7.2 s",
+        "/opt has 5 MiB free, 1024 MiB are needed",
+        "node02: cannot be reached: timed out",
+    ):
+        assert expected in text
+
+
+def test_a_port_may_be_held_by_the_service_itself() -> None:
+    assert problems(facts(master01={"held_ports": {"10257": "kube-controller", "2379": "etcd"}})) == []
+
+
+def test_only_ports_that_the_machine_needs_matter() -> None:
+    assert problems(facts(node01={"held_ports": {"6443": "nginx"}})) == []
+
+
+def test_cloned_machine_ids() -> None:
+    found = problems(facts(node01={"machine_id": "x"}, node02={"machine_id": "x"}))
+    assert any("node02: has the same /etc/machine-id as node01" in problem for problem in found)
+
+
+def test_etcd_is_new_only_when_no_member_was_ever_healthy() -> None:
+    assert preflight.etcd_is_new(build(), facts())
+    assert not preflight.etcd_is_new(build(), facts(node01={"components": ["etcd"]}))
+    unseen = facts()
+    del unseen["node02"]
+    assert not preflight.etcd_is_new(build(), unseen)
+
+
+def test_a_first_run_that_was_killed_may_go_on() -> None:
+    assert problems(facts(node01={"etcd_data": True})) == []
+
+
+def test_lost_etcd_data_never_becomes_a_new_member() -> None:
+    lived = {"components": ["etcd"], "etcd_data": True}
+    found = problems(facts(master01=lived, node01=lived, node02={"components": ["etcd"], "etcd_data": False}))
+    assert any("node02: its etcd member ran before and its data" in problem for problem in found)
+
+
+def test_misspelt_variables() -> None:
+    known = ["etcd_data_dir", "pod_cidr", "kube_version"]
+    used = {"etcd_datadir": ["a"], "pod_cird": ["b"], "etcd_unknown_thing": ["a"], "my_own": ["a"], "pod_cidr": ["a"]}
+    found = preflight.unknown_variables(used, known, ["etcd_"])
+    assert [line.split(":")[0] for line in found] == ["etcd_datadir", "etcd_unknown_thing", "pod_cird"]
+    assert "did you mean etcd_data_dir?" in found[0]
+    assert "did you mean pod_cidr?" in found[2]

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+from kubewright.turnstile import Turnstile
+
+HOSTS = ["a", "b", "c"]
+
+
+def _worker(directory: Path, host: str, leader: bool, log: Path) -> None:
+    turnstile = Turnstile(directory, host, HOSTS)
+    with turnstile.turn(last=leader, patience=10):
+        with log.open("a") as stream:
+            stream.write(f"begin {host}\n")
+        time.sleep(0.05)
+        with log.open("a") as stream:
+            stream.write(f"end {host}\n")
+
+
+def test_one_at_a_time_and_the_leader_last(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    # A second of delay for the others: the leader arrives first and must wait.
+    leader = multiprocessing.Process(target=_worker, args=(tmp_path / "t", "a", True, log))
+    leader.start()
+    time.sleep(0.2)
+    others = [multiprocessing.Process(target=_worker, args=(tmp_path / "t", h, False, log)) for h in ("b", "c")]
+    for process in others:
+        process.start()
+    for process in [leader, *others]:
+        process.join(20)
+        assert process.exitcode == 0
+    lines = log.read_text().splitlines()
+    assert lines[-2:] == ["begin a", "end a"]
+    for begin, end in zip(lines[::2], lines[1::2], strict=True):
+        assert (begin.split()[0], end.split()[0]) == ("begin", "end")
+        assert begin.split()[1] == end.split()[1]
+
+
+def test_a_host_that_needs_no_turn_is_not_waited_for(tmp_path: Path) -> None:
+    for host in ("b", "c"):
+        Turnstile(tmp_path, host, HOSTS).report("done")
+    begin = time.monotonic()
+    with Turnstile(tmp_path, "a", HOSTS).turn(last=True, patience=30):
+        pass
+    assert time.monotonic() - begin < 5
+
+
+def test_patience_ends(tmp_path: Path) -> None:
+    with Turnstile(tmp_path, "a", HOSTS).turn(last=True, patience=0.3):
+        pass
