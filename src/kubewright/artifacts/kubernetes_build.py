@@ -1,0 +1,240 @@
+"""Kubernetes out of Debian's source package: built once per machine, resumable, kept under a key of all its inputs."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kubewright.artifacts import debian
+from kubewright.artifacts.lock import KUBERNETES
+from kubewright.artifacts.store import disk_errors
+from kubewright.errors import UserError
+
+# Change it when the recipe below changes what comes out.
+_RECIPE = 1
+_NEEDED_BYTES = 6 << 30
+_PROGRAMS = {"make": "make", "rsync": "rsync", "dpkg-source": "dpkg-dev", "bash": "bash", "patch": "patch"}
+_PROGRESS_SECONDS = 20.0
+# With Go 1.18 and newer the vendored 1.0.1 dereferences nil at the first JSON map.
+_REFLECT2 = "github.com/modern-go/reflect2"
+_VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+
+
+def key(recipe: Mapping[str, Any]) -> str:
+    """Digest of everything that decides the result."""
+    debian_ = recipe["debian"]
+    inputs = [_RECIPE, recipe["version"], sorted(debian_["files"].items()), [t["sha256"] for t in debian_["toolchain"]]]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+
+
+def link_flags(version: str, commit: str) -> str:
+    """Go linker flags that stamp the version; in GOPATH mode the variables live below vendor/."""
+    major, minor, _ = version.split(".")
+    values = {
+        "gitVersion": f"v{version}",
+        "gitMajor": major,
+        "gitMinor": minor,
+        "gitTreeState": "clean",
+        "gitCommit": commit,
+        "buildDate": "1970-01-01T00:00:00Z",
+    }
+    stamps = [f"-X k8s.io/kubernetes/vendor/{p}.{k}={v}" for p in _VERSION_PACKAGES for k, v in values.items()]
+    return " ".join(["-s", "-w", *stamps])
+
+
+class Builder:
+    """One build below `root`; the steps that are done are not repeated."""
+
+    def __init__(self, root: Path, recipe: Mapping[str, Any], apt: debian.Apt, progress: Callable[[str], None]) -> None:
+        self._root = root
+        self._recipe = recipe
+        self._apt = apt
+        self._progress = progress
+        self._version = str(recipe["version"])
+        self._work = root / f"work-{key(recipe)}"
+        self._out = root / f"kubernetes-{key(recipe)}"
+
+    def result(self) -> dict[str, Path] | None:
+        """Name -> binary of a finished build."""
+        try:
+            manifest = json.loads((self._out / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return None
+        paths = {name: self._out / name for name in KUBERNETES}
+        if any(not p.is_file() or p.stat().st_size != manifest[n]["size"] for n, p in paths.items()):
+            return None
+        return paths
+
+    def build(self) -> dict[str, Path]:
+        """Build what is missing; one builder at a time on a machine."""
+        self._check_tools()
+        with disk_errors(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+        with (self._root / ".lock").open("a+") as lock:
+            self._acquire(lock)
+            done = self.result()
+            if done:
+                return done
+            self._check_disk()
+            self._toolchain()
+            self._source()
+            self._generate()
+            for number, command in enumerate(KUBERNETES, 1):
+                self._command(number, command)
+            return self._finish()
+
+    def _acquire(self, lock: Any) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            self._progress(f"kubernetes: process {lock.read().strip()} is building it already, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+
+    def _check_tools(self) -> None:
+        missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
+        if missing:
+            raise UserError(
+                f"building Kubernetes needs programs that this machine lacks ({', '.join(missing)})",
+                f"apt-get install {' '.join(missing)}, or `make setup`",
+            )
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._root).free
+        if free < _NEEDED_BYTES:
+            raise UserError(
+                f"{self._root} has {free >> 20} MiB free, building Kubernetes takes {_NEEDED_BYTES >> 20} MiB",
+                "free some space, or set KUBEWRIGHT_CACHE to a larger disk",
+            )
+
+    def _step(self, name: str) -> Path:
+        return self._work / f".{name}.done"
+
+    def _toolchain(self) -> None:
+        if self._step("toolchain").exists():
+            return
+        self._progress("kubernetes: unpacking the Go toolchain")
+        for entry in self._recipe["debian"]["toolchain"]:
+            deb = self._apt.fetch(entry["package"], entry["version"], entry["sha256"])
+            debian.unpack(deb, self._work / "toolchain")
+        self._step("toolchain").touch()
+
+    @property
+    def _tree(self) -> Path:
+        return self._work / "gopath" / "src" / "k8s.io" / "kubernetes"
+
+    def _source(self) -> None:
+        if self._step("source").exists():
+            return
+        self._progress("kubernetes: unpacking the source package")
+        recipe = self._recipe["debian"]
+        dsc = self._apt.fetch_source(recipe["package"], recipe["version"], recipe["files"])
+        shutil.rmtree(self._tree, ignore_errors=True)
+        self._tree.parent.mkdir(parents=True, exist_ok=True)
+        self._run("source", ["dpkg-source", "--no-check", "-x", str(dsc), str(self._tree)], self._work)
+        vendored = self._tree / "vendor" / _REFLECT2
+        shutil.rmtree(vendored)
+        shutil.copytree(self._work / "toolchain/usr/share/gocode/src" / _REFLECT2, vendored)
+        self._step("source").touch()
+
+    def _generate(self) -> None:
+        if self._step("generated").exists():
+            return
+        self._run("generated", ["make", "generated_files"], self._tree, "kubernetes: generating code")
+        self._step("generated").touch()
+
+    def _command(self, number: int, command: str) -> None:
+        target = self._work / "out" / command
+        if self._step(command).exists() and target.is_file():
+            return
+        flags = link_flags(self._version, str(self._recipe["commit"]))
+        argv = [
+            "go",
+            "build",
+            "-tags",
+            "providerless",
+            "-trimpath",
+            "-ldflags",
+            flags,
+            "-o",
+            str(target),
+            f"./cmd/{command}",
+        ]
+        self._run(command, argv, self._tree, f"kubernetes: building {command} ({number} of {len(KUBERNETES)})")
+        self._step(command).touch()
+
+    def _environment(self) -> dict[str, str]:
+        goroot = next((self._work / "toolchain" / "usr" / "lib").glob("go-*"))
+        return {
+            "HOME": str(self._work),
+            "LC_ALL": "C.UTF-8",
+            "PATH": f"{goroot}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "GOROOT": str(goroot),
+            "GOPATH": str(self._work / "gopath"),
+            "GOCACHE": str(self._work / "gocache"),
+            "GO111MODULE": "off",
+            "GOPROXY": "off",
+            "GOFLAGS": "",
+            "CGO_ENABLED": "0",
+        }
+
+    def _run(self, name: str, argv: list[str], directory: Path, title: str = "") -> None:
+        log = self._work / f"{name}.log"
+        begin = time.monotonic()
+        environment = self._environment() if title else None
+        finished = threading.Event()
+        with log.open("w") as stream:
+            process = subprocess.Popen(argv, cwd=directory, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+            ticker = threading.Thread(target=self._tick, args=(title, begin, finished), daemon=True)
+            if title:
+                self._progress(title)
+                ticker.start()
+            try:
+                status = process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+            finally:
+                finished.set()
+        if status:
+            tail = log.read_text(errors="replace").splitlines()[-12:]
+            raise UserError(
+                f"{title or name} failed with status {status}:\n" + "\n".join(f"    {line}" for line in tail),
+                f"the whole log is {log}; running again goes on where it stopped",
+            )
+
+    def _tick(self, title: str, begin: float, finished: threading.Event) -> None:
+        while not finished.wait(_PROGRESS_SECONDS):
+            minutes, seconds = divmod(int(time.monotonic() - begin), 60)
+            self._progress(f"{title}, {minutes} min {seconds:02} s")
+
+    def _finish(self) -> dict[str, Path]:
+        with disk_errors(self._root):
+            staging = Path(tempfile.mkdtemp(dir=self._root, prefix=".kubernetes-"))
+            manifest = {}
+            for name in KUBERNETES:
+                built = self._work / "out" / name
+                shutil.copy2(built, staging / name)
+                with built.open("rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                manifest[name] = {"sha256": digest, "size": built.stat().st_size}
+            (staging / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            shutil.rmtree(self._out, ignore_errors=True)
+            staging.rename(self._out)
+        # Sources, toolchain and Go's cache take 3 GB and are not needed again for this key.
+        shutil.rmtree(self._work, ignore_errors=True)
+        return {name: self._out / name for name in KUBERNETES}
