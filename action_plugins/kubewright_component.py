@@ -8,6 +8,7 @@ from typing import Any
 from ansible import constants
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
 
 from kubewright import components, explain
 from kubewright.errors import UserError
@@ -39,7 +40,8 @@ class ActionModule(ActionBase):
         path = Path(str(role_path)) / "templates" / name
         if not path.is_file():
             raise UserError(f"{path}: no such template")
-        return str(self._templar.template(self._loader.get_text_file_contents(str(path)), escape_backslashes=False))
+        text = trust_as_template(path.read_text())
+        return str(self._templar.template(text, escape_backslashes=False))
 
     def _ask(self, step: str, **arguments: Any) -> dict[str, Any]:
         reply: dict[str, Any] = self._execute_module(
@@ -51,7 +53,7 @@ class ActionModule(ActionBase):
 
     def _bring(self) -> dict[str, Any]:
         arguments = self._task.args
-        artifacts = self._vars.get("artifacts") or {}
+        artifacts = self._vars["ansible_facts"].get("artifacts") or {}
         self._declared = [components.expand(c, self._render, artifacts) for c in arguments["components"]]
         turnstile = self._turnstile()
         reply = self._ask("inspect")

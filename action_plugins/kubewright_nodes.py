@@ -24,7 +24,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         wanted = {str(node["node_name"]): node for node in self._task.args["nodes"]}
-        version = "v1" if self._vars["cluster"]["features"]["csr_api_v1"] else "v1beta1"
+        version = "v1" if self._vars["ansible_facts"]["cluster"]["features"]["csr_api_v1"] else "v1beta1"
         self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
         try:
             return self._bring(wanted, float(self._task.args["timeout"]))
@@ -32,7 +32,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": str(error)}
 
     def _server(self) -> dict[str, str]:
-        port = self._vars["cluster"]["api_port"]
+        port = self._vars["ansible_facts"]["cluster"]["api_port"]
         return {
             "server": f"https://127.0.0.1:{port}",
             "ca": f"{_SSL}/ca.pem",

@@ -54,14 +54,14 @@ class ActionModule(ActionBase):
             raise UserError(
                 "the inventory has no hosts in the groups etcd, kube_master and kube_node", "see inventories/"
             )
-        problems = self._variable_problems(names)
+        specs = _specs(Path(self._vars["role_path"]).parent)
+        problems = self._variable_problems(names, specs)
         hosts = {name: self._host_variables(hostvars[name]) for name in names}
-        cluster, found = topology.build(self._vars, hosts, self._vars["groups"])
+        own = {name: self._templar.template(self._vars[name]) for name in specs if name in self._vars}
+        cluster, found = topology.build(own, hosts, self._vars["groups"])
         problems += found
         facts, unreachable = self._machine_facts(names)
-        limits = preflight.Limits(
-            str(self._vars["artifacts_architecture"]), float(self._vars["preflight_max_clock_skew"])
-        )
+        limits = preflight.Limits(str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]))
         if cluster is None:
             problems += [f"{name}: cannot be reached: {why}" for name, why in unreachable.items()]
         else:
@@ -92,8 +92,7 @@ class ActionModule(ActionBase):
                 unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
         return facts, unreachable
 
-    def _variable_problems(self, names: list[str]) -> list[str]:
-        specs = _specs(Path(self._vars["role_path"]).parent)
+    def _variable_problems(self, names: list[str], specs: dict[str, dict[str, Any]]) -> list[str]:
         used: dict[str, list[str]] = {}
         inventory = self._task.get_variable_manager()._inventory
         for name in names:

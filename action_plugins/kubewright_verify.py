@@ -26,6 +26,7 @@ class ActionModule(ActionBase):
         """Dispatch to the step; failures are messages."""
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
+        self._cluster = self._vars["ansible_facts"]["cluster"]
         self._namespace = str(self._task.args["namespace"])
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "pods": {}, "service": "", "flannel": {}}
@@ -36,7 +37,7 @@ class ActionModule(ActionBase):
 
     def _server(self) -> dict[str, str]:
         return {
-            "server": f"https://127.0.0.1:{self._vars['cluster']['api_port']}",
+            "server": f"https://127.0.0.1:{self._cluster['api_port']}",
             "ca": f"{_SSL}/ca.pem",
             "cert": f"{_SSL}/admin.pem",
             "key": f"{_SSL}/admin-key.pem",
@@ -56,7 +57,7 @@ class ActionModule(ActionBase):
     def _start(self) -> dict[str, Any]:
         objects = matrix.manifests(self._namespace, str(self._task.args["image"]))
         self._module("kubewright_objects", **self._server(), objects=objects)
-        machines = self._vars["cluster"]["machines"].values()
+        machines = self._cluster["machines"].values()
         nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
         deadline = time.monotonic() + float(self._task.args["timeout"])
         while True:
@@ -67,6 +68,7 @@ class ActionModule(ActionBase):
                 break
             if time.monotonic() > deadline:
                 states = [_state(p) for p in items if not _ready(p)] or [f"no pod on {name}" for name in missing]
+                states += _warnings(self._get(f"/api/v1/namespaces/{self._namespace}/events").get("items", []))
                 self._clean()
                 raise UserError(
                     f"test pods not ready on {', '.join(missing)}: {'; '.join(states)}",
@@ -74,7 +76,7 @@ class ActionModule(ActionBase):
                 )
             time.sleep(_POLL_SECONDS)
         service = self._get(f"/api/v1/namespaces/{self._namespace}/services/probe")["spec"]["clusterIP"]
-        length = self._vars["cluster"]["pod_subnet_length"]
+        length = self._cluster["pod_subnet_length"]
         addresses = {name: str(pods[name]["status"]["podIP"]) for name in nodes.values()}
         flannel = {
             name: str(ipaddress.ip_interface(f"{address}/{length}").network.network_address)
@@ -153,6 +155,12 @@ def _ready(pod: dict[str, Any]) -> bool:
     conditions = pod["status"].get("conditions") or []
     ready = any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     return ready and not pod["metadata"].get("deletionTimestamp")
+
+
+def _warnings(events: list[dict[str, Any]]) -> list[str]:
+    """The last warning of each pod: what its kubelet or the scheduler has to say."""
+    last = {e["involvedObject"]["name"]: e.get("message", "") for e in events if e.get("type") == "Warning"}
+    return [f"{name}: {message[:400]}" for name, message in last.items()]
 
 
 def _state(pod: dict[str, Any]) -> str:

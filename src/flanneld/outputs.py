@@ -85,10 +85,10 @@ def cni_conflist(content: SubnetFile) -> str:
         "hairpinMode": True,
         "ipMasq": not content.ip_masq,
         "mtu": content.mtu,
+        # isDefaultGateway brings the default route; a second one in ipam makes the plugin fail.
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": str(content.subnet)}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
         },
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}

@@ -84,7 +84,6 @@ def test_conflist() -> None:
         "ipam": {
             "type": "host-local",
             "ranges": [[{"subnet": "10.1.74.0/24"}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
         },
     }
     assert portmap == {"type": "portmap", "capabilities": {"portMappings": True}}

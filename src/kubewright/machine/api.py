@@ -55,6 +55,16 @@ def collection_path(manifest: dict[str, Any], plurals: dict[str, str]) -> str:
     return f"{root}/namespaces/{namespace}/{plural}" if namespace else f"{root}/{plural}"
 
 
+def _stable(thing: dict[str, Any]) -> dict[str, Any]:
+    """An object without what changes by itself: its status, and the server's book-keeping."""
+    metadata = {
+        key: value
+        for key, value in thing.get("metadata", {}).items()
+        if key not in ("resourceVersion", "managedFields", "generation")
+    }
+    return {**{key: value for key, value in thing.items() if key not in ("status", "metadata")}, "metadata": metadata}
+
+
 def _shown(thing: Any) -> Any:
     """An object without what the server keeps for itself, and without secret values."""
     if not isinstance(thing, dict):
@@ -89,10 +99,7 @@ def reconcile(client: Client, objects: list[dict[str, Any]], check: bool) -> lis
                 after = manifest
             else:
                 raise ApiError(f"apply {path}: {status} {after.get('message')}")
-        if (
-            before.get("metadata", {}).get("resourceVersion") != after.get("metadata", {}).get("resourceVersion")
-            or not before
-        ):
+        if _stable(before) != _stable(after):
             entry = {"name": manifest["metadata"]["name"], "kind": manifest["kind"]}
             changed.append({**entry, "before": _shown(before), "after": _shown(after)})
     return changed

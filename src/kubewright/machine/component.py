@@ -113,7 +113,8 @@ def _restart_reason(
     declared: dict[str, Any], state: dict[str, str], changed: bool, cache: files.DigestCache
 ) -> tuple[str, bool]:
     """Why the service must be (re)started, if so, and whether it runs now."""
-    running = state.get("ActiveState") in ("active", "activating", "reloading")
+    # A unit that is still activating serves nobody yet: starting it anew interrupts nothing and needs no turn.
+    running = state.get("ActiveState") in ("active", "reloading")
     if not running:
         return f"not running ({state.get('ActiveState') or 'unknown'})", False
     record = files.read_json(_record_path(declared["name"]))

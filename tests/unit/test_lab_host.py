@@ -1,0 +1,73 @@
+"""What the host offers is read from the kernel's own texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kubewright.errors import UserError
+from kubewright.lab.host import (
+    CAP_SYS_RESOURCE,
+    Cgroups,
+    Host,
+    has_capability,
+    parse_cgroups,
+    require_programs,
+    require_space,
+)
+
+V1 = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"
+V2_BESIDE = "cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n"
+V2 = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n"
+
+
+def test_pure_version_2() -> None:
+    assert parse_cgroups(V2) == Cgroups(2, (Path("/sys/fs/cgroup"),))
+
+
+def test_a_hybrid_host_counts_as_version_1_and_has_every_hierarchy() -> None:
+    found = parse_cgroups(V1 + V2_BESIDE)
+    assert found == Cgroups(1, (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/unified")))
+
+
+def test_no_control_groups_is_an_error() -> None:
+    with pytest.raises(UserError, match="no control groups"):
+        parse_cgroups("proc /proc proc rw 0 0\n")
+
+
+@pytest.mark.parametrize(
+    ("bounding", "expected"), [("000001ffffffffff", True), ("000001fffeffffff", False), ("0", False)]
+)
+def test_capability_is_a_bit_of_the_bounding_set(bounding: str, expected: bool) -> None:
+    status = f"CapEff:\t000001ffffffffff\nCapBnd:\t{bounding}\n"
+    assert has_capability(status, CAP_SYS_RESOURCE) is expected
+
+
+def test_a_full_server_needs_no_adaptation() -> None:
+    assert Host(Cgroups(2, ()), systemd=True, can_lower_oom_score=True).adaptations() == []
+
+
+def test_each_adaptation_is_one_line() -> None:
+    host = Host(
+        Cgroups(1, ()), systemd=False, can_lower_oom_score=False, missing_features=("ip_vs",), devices=("/dev/kmsg",)
+    )
+    lines = host.adaptations()
+    for word in ("version 1", "systemd", "CAP_SYS_RESOURCE", "/dev/fuse", "/dev/net/tun", "ip_vs"):
+        assert sum(word in line for line in lines) >= 1
+    assert all("\n" not in line for line in lines)
+
+
+def test_missing_programs_are_named_together_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError) as caught:
+        require_programs()
+    assert "debootstrap" in caught.value.message
+    assert "systemd-nspawn" in caught.value.message
+    assert "systemd-container" in caught.value.hint
+
+
+def test_too_little_space_names_what_is_free_and_needed(tmp_path: Path) -> None:
+    require_space(tmp_path / "not/yet/there", 1, "nothing")
+    with pytest.raises(UserError, match=r"needs 1048576\.0 GiB"):
+        require_space(tmp_path, 2**50, "a lab")
