@@ -12,6 +12,8 @@ from kubewright.errors import UserError
 
 _POLL_SECONDS = 0.5
 _SSL = "/opt/kubernetes/ssl"
+# Asked through the API server, which trusts only a serving certificate that was signed for this node.
+_KUBELET = "/proxy/healthz"
 
 
 class ActionModule(ActionBase):
@@ -48,7 +50,7 @@ class ActionModule(ActionBase):
             raise UserError(str(reply.get("msg")))
         replies: list[dict[str, Any]] = reply["replies"]
         for request, answer in zip(requests, replies, strict=True):
-            if answer["status"] not in (200, 201, 409):
+            if answer["status"] not in (200, 201, 409) and not request["path"].endswith(_KUBELET):
                 raise UserError(
                     f"{request['method']} {request['path']}: {answer['status']} {answer['body'].get('message')}"
                 )
@@ -57,11 +59,11 @@ class ActionModule(ActionBase):
     def _bring(self, wanted: dict[str, dict[str, Any]], timeout: float) -> dict[str, Any]:
         approved: list[str] = []
         deadline = time.monotonic() + timeout
+        paths = ["/api/v1/nodes", self._csrs, *(f"/api/v1/nodes/{name}{_KUBELET}" for name in wanted)]
+        questions = [{"method": "GET", "path": path} for path in paths]
         while True:
             try:
-                listed, csrs = self._ask(
-                    [{"method": "GET", "path": "/api/v1/nodes"}, {"method": "GET", "path": self._csrs}]
-                )
+                listed, csrs, *kubelets = self._ask(questions)
             except UserError:
                 if self._task.check_mode:
                     return {"changed": True, "approved": [], "missing": list(wanted)}
@@ -77,12 +79,12 @@ class ActionModule(ActionBase):
                 self._approve(good)
                 approved += [csr["spec"]["username"] for csr in good]
                 continue
-            waiting = nodes.without_serving_certificate(list(wanted), csrs["body"]["items"])
-            if not absent and (not waiting or bad):
+            mute = [name for name, answer in zip(wanted, kubelets, strict=True) if answer["status"] != 200]
+            if not absent and (not mute or bad):
                 return self._conclude(wanted, approved, bad)
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"no registration or certificate within {timeout:.0f} s: {', '.join(absent or waiting)}",
+                    f"no registration, or no answer of the kubelet to the API server, within {timeout:.0f} s: {', '.join(absent or mute)}",
                     "look at journalctl -u kubelet there, and at kubectl get csr",
                 )
             time.sleep(_POLL_SECONDS)

@@ -91,17 +91,6 @@ def missing(nodes: Sequence[str], listed: Sequence[Mapping[str, Any]]) -> list[s
     return [name for name in nodes if name not in have]
 
 
-def without_serving_certificate(nodes: Sequence[str], csrs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Nodes for which a serving CSR exists and none has been issued yet."""
-    waiting: set[str] = set()
-    done: set[str] = set()
-    for csr in csrs:
-        if csr["spec"].get("signerName") == SIGNER:
-            name = str(csr["spec"].get("username", "")).removeprefix("system:node:")
-            (done if csr.get("status", {}).get("certificate") else waiting).add(name)
-    return [name for name in nodes if name in waiting - done]
-
-
 def marks(node: Mapping[str, Any]) -> dict[str, Any]:
     """Manifest of the labels and the taint that the inventory wants on a node."""
     labels = {str(k): str(v) for k, v in (node.get("labels") or {}).items()}
