@@ -84,7 +84,7 @@ class ActionModule(ActionBase):
                 return self._conclude(wanted, approved, bad)
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"no registration, or no answer of the kubelet to the API server, within {timeout:.0f} s: {', '.join(absent or mute)}",
+                    f"no answer of the kubelet to the API server within {timeout:.0f} s: {', '.join(absent or mute)}",
                     "look at journalctl -u kubelet there, and at kubectl get csr",
                 )
             time.sleep(_POLL_SECONDS)

@@ -15,6 +15,7 @@ from kubewright.errors import UserError
 
 _SSL = "/opt/kubernetes/ssl"
 _POLL_SECONDS = 0.5
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class ActionModule(ActionBase):
@@ -112,7 +113,7 @@ class ActionModule(ActionBase):
         if seen != expected:
             problems.append(f"{seen} of {expected} probes from pods gave an answer: kubectl exec failed in the others")
         problems += [f"{r.source} -> {r.target} ({r.address}): lost ({r.kind})" for r in results if not r.ok]
-        report = Path(str(self._task.args["report"]))
+        report = _ROOT / str(self._task.args["report"])
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(matrix.report(results, problems))
         text = matrix.table(results)

@@ -1,0 +1,79 @@
+"""The repository's own rules."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+ROLES = sorted(p for p in (ROOT / "roles").iterdir() if p.is_dir())
+
+
+def tracked() -> list[Path]:
+    reply = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in reply.stdout.split("\0") if name]
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text()) or {}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_role_has_the_same_files(role: Path) -> None:
+    for name in ("README.md", "defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):
+        assert (role / name).is_file(), name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_defaults_and_argument_specs_agree(role: Path) -> None:
+    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    defaults = load(role / "defaults/main.yml")
+    assert set(options) == set(defaults)
+    for name, option in options.items():
+        if "default" in option:
+            assert option["default"] == defaults[name], name
+        assert option["description"], name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_every_default_is_commented(role: Path) -> None:
+    comment = False
+    for line in (role / "defaults/main.yml").read_text().splitlines():
+        if line.startswith("#"):
+            comment = True
+        elif not line.strip():
+            comment = False
+        elif re.match(r"\w+:", line):
+            assert comment, line
+
+
+def test_roles_name_no_inventory_group_but_the_documented_ones() -> None:
+    for path in (ROOT / "roles").rglob("tasks/*.yml"):
+        for group in re.findall(r"groups\['(\w+)'\]", path.read_text()):
+            assert group in ("etcd", "kube_master", "kube_node"), f"{path}: {group}"
+
+
+def test_command_and_shell_say_when_they_changed_something() -> None:
+    for path in [*(ROOT / "roles").rglob("tasks/*.yml"), *(ROOT / "playbooks").rglob("*.yml")]:
+        text = path.read_text()
+        assert "ignore_errors" not in text, path
+        if re.search(r"ansible\.builtin\.(command|shell):", text):
+            assert "changed_when" in text, path
+
+
+def test_nothing_secret_is_tracked() -> None:
+    for path in tracked():
+        if path.suffix in (".py", ".md") or not path.is_file():
+            continue
+        assert "PRIVATE KEY-----" not in path.read_text(errors="replace"), path
+
+
+def test_machine_code_stays_within_the_standard_library() -> None:
+    for path in (ROOT / "src/kubewright/machine").glob("*.py"):
+        for line in re.findall(r"^(?:from|import) (\S+)", path.read_text(), re.MULTILINE):
+            assert not line.startswith(("kubewright", "cryptography", "yaml", "ansible", "pyroute2")), f"{path}: {line}"
