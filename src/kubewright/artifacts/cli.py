@@ -19,6 +19,15 @@ _HEADER = """---
 """
 
 
+class _Indented(yaml.SafeDumper):
+    """Indents lists, as yamllint and people expect."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Never without indentation."""
+        del indentless
+        super().increase_indent(flow, indentless=False)
+
+
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kubewright.artifacts", description="Binaries and images as content")
     parser.add_argument("command", choices=["fetch", "list", "lock"])
@@ -38,7 +47,7 @@ def _progress(text: str) -> None:
 def _lock(path: Path) -> None:
     data = yaml.safe_load(path.read_text())
     debian.refresh(data, debian.Apt(cache_directory() / "apt"), _progress)
-    path.write_text(_HEADER + yaml.safe_dump(data, sort_keys=False, width=120))
+    path.write_text(_HEADER + yaml.dump(data, Dumper=_Indented, sort_keys=False, width=120))
 
 
 def main(argv: list[str] | None = None) -> int:
