@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         self._cluster = self._vars["ansible_facts"]["cluster"]
-        self._namespace = str(self._task.args["namespace"])
+        # One of its own for every run: what an interrupted run left behind must not be taken for today's pods.
+        self._namespace = f"{self._task.args['namespace']}-{secrets.token_hex(3)}"
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "pods": {}, "service": "", "flannel": {}}
         try:
@@ -84,10 +86,18 @@ class ActionModule(ActionBase):
             for name, address in addresses.items()
         }
         names = {name: pods[name]["metadata"]["name"] for name in nodes.values()}
-        return {"changed": False, "pods": addresses, "names": names, "service": service, "flannel": flannel}
+        return {
+            "changed": False,
+            "namespace": self._namespace,
+            "pods": addresses,
+            "names": names,
+            "service": service,
+            "flannel": flannel,
+        }
 
     def _finish(self) -> dict[str, Any]:
         start = self._vars["verify_pods"]
+        self._namespace = start["namespace"]
         pods, service = start["pods"], start["service"]
         names = {address: f"pod {name}" for name, address in pods.items()}
         names |= {address: f"flannel {name}" for name, address in start["flannel"].items()}
