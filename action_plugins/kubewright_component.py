@@ -54,7 +54,10 @@ class ActionModule(ActionBase):
     def _bring(self) -> dict[str, Any]:
         arguments = self._task.args
         artifacts = self._vars["ansible_facts"].get("artifacts") or {}
-        self._declared = [components.expand(c, self._render, artifacts) for c in arguments["components"]]
+        self._declared = [
+            components.expand(c, self._render, artifacts, foresee=self._task.check_mode)
+            for c in arguments["components"]
+        ]
         turnstile = self._turnstile()
         reply = self._ask("inspect")
         if reply.get("failed") or reply.get("unreachable"):

@@ -94,13 +94,10 @@ class ActionModule(ActionBase):
 
     def _variable_problems(self, names: list[str], specs: dict[str, dict[str, Any]]) -> list[str]:
         used: dict[str, list[str]] = {}
-        inventory = self._task.get_variable_manager()._inventory
+        manager = self._task.get_variable_manager()
         for name in names:
-            host = inventory.get_host(name)
-            own = set(host.vars)
-            for group in host.get_groups():
-                own |= set(group.vars)
-            for variable in own:
+            host = manager._inventory.get_host(name)
+            for variable in manager.get_vars(host=host, include_hostvars=False, include_delegate_to=False):
                 used.setdefault(str(variable), []).append(name)
         prefixes = {name.partition("_")[0] + "_" for name in specs}
         return preflight.unknown_variables(used, list(specs), prefixes)

@@ -48,25 +48,33 @@ def _mode(value: object, where: str) -> str:
     return text.zfill(4)
 
 
-def _content(item: Mapping[str, Any], render: Callable[[str], str]) -> bytes:
+# What a check-mode run shows for a file whose sources an earlier stage would have made.
+_TO_BE_MADE = b"(to be made by an earlier stage)\n"
+
+
+def _content(item: Mapping[str, Any], render: Callable[[str], str], *, foresee: bool) -> bytes:
     if item.get("template"):
         return render(f"{item['template']}.j2").encode()
     if item.get("sources"):
         missing = [source for source in item["sources"] if not Path(source).is_file()]
+        if missing and foresee:
+            return _TO_BE_MADE
         if missing:
             raise UserError(f"{', '.join(missing)}: not there yet", "run the stage that makes it first: --tags pki")
         return b"".join(Path(source).read_bytes() for source in item["sources"])
     return str(item["content"]).encode()
 
 
-def _file(entry: str | Mapping[str, Any], render: Callable[[str], str]) -> tuple[dict[str, Any], bytes]:
+def _file(
+    entry: str | Mapping[str, Any], render: Callable[[str], str], *, foresee: bool
+) -> tuple[dict[str, Any], bytes]:
     """A template path such as `etc/docker/daemon.json`, or {template|content|sources, path, mode, owner, secret}.
 
     `sources` are files of the controller, joined.
     """
     item: dict[str, Any] = {"template": entry} if isinstance(entry, str) else dict(entry)
     path = str(item.get("path") or f"/{item.get('template')}")
-    content = _content(item, render)
+    content = _content(item, render, foresee=foresee)
     wire = {
         "path": path,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -83,10 +91,13 @@ def expand(
     component: Mapping[str, Any],
     render: Callable[[str], str],
     artifacts: Mapping[str, Mapping[str, Any]],
+    *,
+    foresee: bool = False,
 ) -> Declared:
     """Turn one entry of the action's `components` into what the machine is asked.
 
     `render`: path of a template below the role's templates -> text. `artifacts`: name -> {version, sha256, path}.
+    With `foresee` (check mode) files of the controller may be missing yet.
     """
     unknown = set(component) - _KEYS
     if unknown:
@@ -101,7 +112,7 @@ def expand(
         entries.append(f"{_SYSTEMD}{unit}")
     wires, contents = [], {}
     for entry in entries:
-        wire, content = _file(entry, render)
+        wire, content = _file(entry, render, foresee=foresee)
         wires.append(wire)
         contents[wire["path"]] = content
     binaries, sources = [], {}
