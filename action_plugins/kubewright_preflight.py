@@ -97,7 +97,7 @@ class ActionModule(ActionBase):
         manager = self._task.get_variable_manager()
         for name in names:
             host = manager._inventory.get_host(name)
-            for variable in manager.get_vars(host=host, include_hostvars=False, include_delegate_to=False):
+            for variable in manager.get_vars(host=host, include_hostvars=False):
                 used.setdefault(str(variable), []).append(name)
         prefixes = {name.partition("_")[0] + "_" for name in specs}
-        return preflight.unknown_variables(used, list(specs), prefixes)
+        return preflight.unknown_variables(used, [*specs, "preflight_machine"], prefixes)

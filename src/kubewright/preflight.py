@@ -129,7 +129,7 @@ def unknown_variables(
         close = difflib.get_close_matches(name, known, 1, 0.85)
         ours = name.startswith(tuple(prefixes))
         if close or ours:
-            hint = f"did you mean {close[0]}?" if close else "see docs/variables.md for those that exist"
+            hint = f"did you mean {close[0]}?" if close else "the READMEs of the roles list those that exist"
             found.append(f"{name}: unknown variable (set for {', '.join(sorted(used[name])[:3])}); {hint}")
     return found
 
