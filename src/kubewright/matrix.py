@@ -27,15 +27,16 @@ class Result:
 def manifests(namespace: str, image: str) -> list[dict[str, Any]]:
     """Namespace, a DaemonSet of test pods on every node, and a Service in front of them."""
     labels = {"app": "kubewright-verify"}
+    # The first process of a container ignores SIGTERM unless it traps it, and then delays a machine's shutdown.
+    serve = (
+        f"mkdir -p /www && echo {_MARK} > /www/index.html && httpd -p {_PORT} -h /www && "
+        "trap 'exit 0' TERM && while :; do sleep 3600 & wait $!; done"
+    )
     container = {
         "name": "probe",
         "image": image,
         "imagePullPolicy": "IfNotPresent",
-        "command": [
-            "/bin/sh",
-            "-c",
-            f"mkdir -p /www && echo {_MARK} > /www/index.html && exec httpd -f -p {_PORT} -h /www",
-        ],
+        "command": ["/bin/sh", "-c", serve],
         "readinessProbe": {"tcpSocket": {"port": _PORT}, "periodSeconds": 1},
     }
     return [
