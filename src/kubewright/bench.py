@@ -1,0 +1,203 @@
+"""Measures what the project promises: a first run, a run that changes nothing, and how both grow with the machines.
+
+Every round starts from bare machines of a lab of its own. Figures are medians of the rounds, written to
+docs/benchmarks.md between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_BEGIN, _END = "<!-- figures: make bench -->", "<!-- end of figures -->"
+_UNITS = (
+    "etcd",
+    "docker",
+    "flanneld",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+)
+_PING_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Round:
+    """One first run and one re-run on `workers` workers: run.json of both, units restarted, pings lost of sent."""
+
+    workers: int
+    first: Mapping[str, Any]
+    again: Mapping[str, Any]
+    restarted: tuple[str, ...]
+    lost: int
+    sent: int
+
+
+def inventory_with(hosts: Mapping[str, Any], workers: int) -> dict[str, Any]:
+    """The lab's inventory with this many workers; further ones get the following addresses."""
+    data: dict[str, Any] = json.loads(json.dumps(hosts))
+    machines, nodes = data["all"]["hosts"], data["all"]["children"]["kube_node"]["hosts"]
+    last = list(machines.values())[-1]["ansible_host"]
+    prefix, _, final = last.rpartition(".")
+    for number in range(len(nodes) + 1, workers + 1):
+        name = f"node{number:02}"
+        machines[name] = {"ansible_host": f"{prefix}.{int(final) + number - 2}"}
+        nodes[name] = None
+    return data
+
+
+def report(rounds: Sequence[Round]) -> str:
+    """Markdown of all figures."""
+    lines = [
+        "| workers | rounds | first run | run again | changed | units restarted | pings lost | most tasks on a host |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for workers in sorted({r.workers for r in rounds}):
+        of = [r for r in rounds if r.workers == workers]
+        first = statistics.median(r.first["seconds"] for r in of)
+        again = statistics.median(r.again["seconds"] for r in of)
+        changed = sum(h["changed"] for r in of for h in r.again["hosts"].values())
+        tasks = max(h["ok"] for r in of for h in r.first["hosts"].values())
+        restarted = sum(len(r.restarted) for r in of)
+        lost, sent = sum(r.lost for r in of), sum(r.sent for r in of)
+        figures = [workers, len(of), f"{first:.1f} s", f"{again:.1f} s", changed, restarted, f"{lost} of {sent}", tasks]
+        lines.append(f"| {' | '.join(map(str, figures))} |")
+    lines += ["", "Seconds per stage (medians):", ""]
+    counts = sorted({r.workers for r in rounds})
+    lines.append("| stage | " + " | ".join(f"first, {w} workers | again, {w} workers" for w in counts) + " |")
+    lines.append("|---|" + "---|---|" * len(counts))
+    for stage in rounds[0].first["stages"]:
+        cells = []
+        for workers in counts:
+            of = [r for r in rounds if r.workers == workers]
+            cells += [
+                f"{statistics.median(getattr(r, part)['stages'].get(stage, 0.0) for r in of):.1f}"
+                for part in ("first", "again")
+            ]
+        lines.append(f"| {stage} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+class Bench:
+    """Runs rounds on a lab of its own below a temporary directory."""
+
+    def __init__(self, root: Path, source: Path, directory: Path) -> None:
+        self._root = root
+        self._source = source
+        self._inventory = directory
+
+    def _run(self, *argv: str) -> str:
+        reply = subprocess.run(argv, cwd=self._root, capture_output=True, text=True, check=False)
+        if reply.returncode:
+            raise RuntimeError(f"{' '.join(argv)}: {reply.stdout[-2000:]}{reply.stderr[-1000:]}")
+        return reply.stdout
+
+    def _lab(self, *argv: str) -> str:
+        return self._run(sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *argv)
+
+    def _site(self) -> dict[str, Any]:
+        self._run(str(Path(sys.executable).with_name("ansible-playbook")), "site.yml", "-i", str(self._inventory))
+        result: dict[str, Any] = json.loads((self._root / "build" / "run.json").read_text())
+        return result
+
+    def _invocations(self, machines: Sequence[str]) -> dict[str, str]:
+        found = {}
+        for machine in machines:
+            text = self._lab("exec", machine, "--", "systemctl", "show", "-p", "Id,InvocationID", *_UNITS)
+            for identity, invocation in re.findall(r"Id=(\S+)\r?\n(?:.*\n)*?InvocationID=(\S*)", text) + [
+                (i, v) for v, i in re.findall(r"InvocationID=(\S*)\r?\nId=(\S+)", text)
+            ]:
+                found[f"{machine} {identity}"] = invocation
+        return found
+
+    def round(self, workers: int) -> Round:
+        """Bare machines, a first run, a re-run under ping from one worker's pod network to another's."""
+        self._lab("down")
+        for part in ("pki", "secrets"):
+            shutil.rmtree(self._inventory / part, ignore_errors=True)
+        data = inventory_with(yaml.safe_load((self._source / "hosts.yml").read_text()), workers)
+        (self._inventory / "hosts.yml").write_text(yaml.safe_dump(data))
+        machines = list(data["all"]["hosts"])
+        self._lab("up")
+        first = self._site()
+        before = self._invocations(machines)
+        lease = self._lab("exec", "node02", "--", "sed", "-n", "s/^FLANNEL_SUBNET=//p", "/run/flannel/subnet.env")
+        target = lease.strip().partition("/")[0]
+        argv = ["exec", "node01", "--", "ping", "-q", "-i", str(_PING_SECONDS), "-w", "600", target]
+        command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *argv]
+        with subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True) as ping:
+            time.sleep(1)
+            again = self._site()
+            self._lab("exec", "node01", "--", "pkill", "-INT", "-x", "ping")
+            output, _ = ping.communicate(timeout=30)
+        counted = re.search(r"(\d+) packets transmitted, (\d+) received", output)
+        sent, received = (int(counted[1]), int(counted[2])) if counted else (0, 0)
+        after = self._invocations(machines)
+        restarted = tuple(key for key in before if before[key] != after.get(key))
+        return Round(workers, first, again, restarted, sent - received, sent)
+
+    def close(self) -> None:
+        """Take the lab down."""
+        self._lab("down")
+
+
+def main() -> int:
+    """Measure, print, write; 1 when a round failed."""
+    parser = argparse.ArgumentParser(prog="kubewright.bench", description=__doc__)
+    parser.add_argument("-i", "--inventory", type=Path, default=Path("inventories/lab"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 6])
+    arguments = parser.parse_args()
+    root = Path.cwd()
+    rounds: list[Round] = []
+    with tempfile.TemporaryDirectory(prefix="kubewright-bench-") as name:
+        directory = Path(name)
+        shutil.copytree(arguments.inventory / "group_vars", directory / "group_vars")
+        shutil.copy(arguments.inventory / "hosts.yml", directory / "hosts.yml")
+        bench = Bench(root, arguments.inventory, directory)
+        try:
+            # Rounds alternate, so that a noisy minute of a shared machine falls on all alike.
+            for number in range(arguments.rounds):
+                for workers in arguments.workers:
+                    done = bench.round(workers)
+                    rounds.append(done)
+                    sys.stdout.write(
+                        f"round {number + 1}, {workers} workers: first {done.first['seconds']} s, "
+                        f"again {done.again['seconds']} s\n"
+                    )
+                    sys.stdout.flush()
+        except RuntimeError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        finally:
+            bench.close()
+    text = report(rounds)
+    sys.stdout.write(text + "\n")
+    page = root / "docs" / "benchmarks.md"
+    content = page.read_text()
+    head, tail = content.partition(_BEGIN)[0], content.partition(_END)[2]
+    stamp = (
+        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, `python -m kubewright.bench --rounds {arguments.rounds}`"
+    )
+    page.write_text(f"{head}{_BEGIN}\n\n{stamp}\n\n{text}\n\n{_END}{tail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

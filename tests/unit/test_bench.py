@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from typing import Any
+
+from kubewright import bench
+
+HOSTS: dict[str, Any] = {
+    "all": {
+        "hosts": {f"node0{i}": {"ansible_host": f"192.168.80.1{i}"} for i in (1, 2)},
+        "children": {"kube_node": {"hosts": {"node01": None, "node02": None}}},
+    }
+}
+
+
+def test_further_workers_get_further_addresses() -> None:
+    data = bench.inventory_with(HOSTS, 6)["all"]
+    assert len(data["children"]["kube_node"]["hosts"]) == 6
+    assert data["hosts"]["node06"] == {"ansible_host": "192.168.80.16"}
+    assert bench.inventory_with(HOSTS, 2) == HOSTS
+
+
+def test_the_report_counts_what_must_be_nothing() -> None:
+    run = {"seconds": 40.0, "stages": {"Etcd": 3.0}, "hosts": {"a": {"ok": 12, "changed": 0}}}
+    text = bench.report([bench.Round(2, run, {**run, "seconds": 11.0}, ("a etcd.service",), 1, 50)])
+    assert "| 2 | 1 | 40.0 s | 11.0 s | 0 | 1 | 1 of 50 | 12 |" in text
+    assert "| Etcd | 3.0 | 3.0 |" in text
