@@ -15,7 +15,18 @@ from typing import Any
 
 import pytest
 
-from kubewright.artifacts import Settings, debian, download, ensure, images, kubernetes_build, local, lock, store
+from kubewright.artifacts import (
+    Settings,
+    catalog,
+    debian,
+    download,
+    ensure,
+    images,
+    kubernetes_build,
+    local,
+    lock,
+    store,
+)
 from kubewright.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -84,10 +95,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         del args
 
     def do_GET(self) -> None:
-        if self.path not in ("/file", "/half", "/file.sha256"):
+        if self.path not in ("/file", "/half", "/file.sha256", "/kubelet", "/kubelet.sha256"):
             self.send_error(404)
             return
-        body = f"{SHA}  file\n".encode() if self.path.endswith(".sha256") else CONTENT
+        name = self.path.strip("/").removesuffix(".sha256")
+        body = f"{SHA}  {name}\n".encode() if self.path.endswith(".sha256") else CONTENT
         wanted = self.headers.get("Range")
         begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
@@ -169,6 +181,65 @@ def test_bad_directories(tmp_path: Path) -> None:
     (tmp_path / "etcd.sha256").write_text("0" * 64)
     with pytest.raises(UserError, match="expected 0000"):
         ensure(["etcd"], settings(tmp_path, source="local", directory=str(tmp_path)), silent)
+
+
+def test_a_directory_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
+    (tmp_path / "kubelet").write_bytes(CONTENT)
+    chosen = settings(tmp_path, source="local", directory=str(tmp_path))
+    assert catalog.Catalog(chosen, silent).cached("kubelet") is None
+    ensure(["kubelet"], chosen, silent)
+    cached = catalog.Catalog(chosen, silent).cached("kubelet")
+    assert cached
+    assert cached.sha256 == SHA
+    (tmp_path / "kubelet").write_bytes(CONTENT + b"changed")
+    assert ensure(["kubelet"], chosen, silent)["kubelet"].sha256 != SHA
+
+
+def test_damage_in_a_directory_is_named(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, source="local", directory=str(tmp_path))
+    (tmp_path / "etcd.tar.gz").write_bytes(b"not an archive")
+    with pytest.raises(UserError, match=r"etcd\.tar\.gz: damaged"):
+        ensure(["etcd"], chosen, silent)
+    with tarfile.open(tmp_path / "etcd.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("etcd")
+        info.size = len(CONTENT)
+        tar.addfile(info, io.BytesIO(CONTENT))
+    whole = (tmp_path / "etcd.tar.gz").read_bytes()
+    (tmp_path / "etcd.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"etcd\.tar\.gz: damaged"):
+        ensure(["etcd"], chosen, silent)
+    (tmp_path / "etcd").write_bytes(CONTENT)
+    (tmp_path / "etcd.sha256").write_text("")
+    with pytest.raises(UserError, match="holds no sha256"):
+        ensure(["etcd"], chosen, silent)
+
+
+def test_a_mirror_needs_nothing_but_itself(server: str, tmp_path: Path) -> None:
+    chosen = settings(tmp_path, source="mirror", mirror_url=server)
+    assert ensure(["kubelet"], chosen, silent)["kubelet"].sha256 == SHA
+
+
+def test_images_come_from_the_same_place_whatever_the_source(tmp_path: Path) -> None:
+    keys = set()
+    for source in catalog.SOURCES:
+        found = catalog.Catalog(settings(tmp_path, source=source), silent)
+        keys.add(found.key(lock.load(ROOT / "artifacts.lock.yml").entry("image-pause")))
+    assert len(keys) == 1
+
+
+def test_missing_checksums_are_all_named_before_a_download(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no sha256 is published of https://\S+/docker-20\.10\.24\.tgz\n") as raised:
+        ensure(["kubelet", "dockerd", "runc"], settings(tmp_path, source="upstream"), silent)
+    assert "artifacts.lock.yml" in raised.value.hint
+
+
+def test_content_under_two_keys_is_not_hashed_at_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store.Store(tmp_path)
+    kept.add("a", io.BytesIO(CONTENT))
+    kept.add("b", io.BytesIO(CONTENT))
+    assert kept.find("a") == (SHA, {})
+    monkeypatch.delattr(store, "_digest")
+    assert kept.find("a") == kept.find("b") == (SHA, {})
 
 
 def test_other_versions_need_another_source_than_debian(tmp_path: Path) -> None:

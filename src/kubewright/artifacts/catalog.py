@@ -62,21 +62,21 @@ class Catalog:
 
     def key(self, entry: Entry) -> str:
         """Under which key an artifact is stored: whatever decides its content is in it."""
-        source = self._settings.source
+        # Images are assembled here from Debian's busybox, whatever the source of the binaries is.
+        source = "debian" if entry.kind == "image" else self._settings.source
         if entry.name == FLANNELD:
             return f"flanneld/{entry.version}"
         if source == "debian" and entry.name in KUBERNETES:
             return f"debian/{entry.name}/{kubernetes_build.key(self._lock.kubernetes)}"
         if source == "local":
-            return f"local/{self._settings.directory}/{entry.name}/{entry.version}"
-        detail = entry.sources.get("debian" if source == "debian" or entry.kind == "image" else "upstream", {})
+            state = local.signature(Path(self._settings.directory), _file_name(entry.name))
+            return f"local/{entry.name}/{entry.version}/{state}"
+        detail = entry.sources.get("debian" if source == "debian" else "upstream", {})
         return f"{source}/{entry.name}/{entry.version}/{detail.get('sha256', '')}"
 
     def cached(self, name: str) -> Artifact | None:
-        """The artifact if it is in the store; a directory of the user's is read anew every time."""
+        """The artifact if it is in the store; a directory of the user's is read anew when its files changed."""
         entry = self._entry(name)
-        if self._settings.source == "local" and entry.name != FLANNELD and entry.kind != "image":
-            return None
         found = self._store.find(self.key(entry))
         return self._artifact(entry, *found) if found else None
 
@@ -92,6 +92,7 @@ class Catalog:
         """All of them; what is missing is fetched or built."""
         found = {name: self.cached(name) for name in names}
         missing = [name for name, artifact in found.items() if artifact is None]
+        self._check_published(missing)
         for name in missing:
             entry = self._entry(name)
             if name not in KUBERNETES or self._settings.source != "debian":
@@ -99,13 +100,29 @@ class Catalog:
             found[name] = self._artifact(entry, *self._get(entry))
         return {name: artifact for name, artifact in found.items() if artifact is not None}
 
+    def _check_published(self, names: Collection[str]) -> None:
+        """Before anything is downloaded: every file whose sha256 nobody publishes and the lock file does not give."""
+        if self._settings.source != "upstream":
+            return
+        entries = [self._entry(name) for name in names if name not in KUBERNETES and name != FLANNELD]
+        details = [entry.sources.get("upstream", {}) for entry in entries if entry.kind != "image"]
+        urls = sorted({str(d["url"]) for d in details if d and not d.get("sha256") and not d.get("checksum")})
+        if urls:
+            raise UserError(
+                f"no sha256 is published of {', '.join(urls)}",
+                f"get it from a place you trust and write it as `sha256:` beside each such `url:` in "
+                f"{self._settings.lock_file}; or use artifacts_source: local or mirror",
+            )
+
     def _origin(self, entry: Entry) -> str:
-        return "this repository" if entry.name == FLANNELD else self._settings.source
+        if entry.name == FLANNELD:
+            return "this repository"
+        return "Debian's busybox" if entry.kind == "image" else self._settings.source
 
     def _get(self, entry: Entry) -> tuple[str, dict[str, str]]:
         if entry.name == FLANNELD:
             return self._flanneld(entry)
-        if entry.kind == "image" and self._settings.source in ("debian", "upstream"):
+        if entry.kind == "image":
             return self._image(entry)
         if self._settings.source == "debian":
             return self._debian(entry)
@@ -139,7 +156,7 @@ class Catalog:
             )
             paths = builder.result() or builder.build()
             with paths[entry.name].open("rb") as stream:
-                return self._add(entry, stream)
+                return self._add(entry, stream, builder.digest(entry.name))
         with tempfile.TemporaryDirectory(dir=self._settings.cache) as directory:
             path = self._package(entry, Path(directory))
             with path.open("rb") as stream:
@@ -175,6 +192,8 @@ class Catalog:
             if not self._settings.mirror_url:
                 raise UserError("artifacts_mirror_url is empty", "set it to the base URL of your mirror")
             url = f"{self._settings.mirror_url.rstrip('/')}/{file_name}"
+            # A mirror stands in for a network that is out of reach: its checksums are the mirror's too.
+            detail = {**detail, "checksum": f"{url}.sha256"}
         directory = self._settings.cache / "download"
         expected = detail.get("sha256", "")
         if not expected and detail.get("checksum"):

@@ -75,6 +75,10 @@ class Builder:
             return None
         return paths
 
+    def digest(self, name: str) -> str:
+        """SHA-256 that the finished build recorded for one of its binaries."""
+        return str(json.loads((self._out / "manifest.json").read_text())[name]["sha256"])
+
     def build(self) -> dict[str, Path]:
         """Build what is missing; one builder at a time on a machine."""
         self._check_tools()

@@ -84,9 +84,12 @@ class Store:
             info = path.stat()
         except OSError:
             return None
-        if [info.st_size, info.st_mtime_ns, info.st_ino] != known["stat"] and _digest(path) != known["sha256"]:
-            path.unlink()
-            return None
+        if [info.st_size, info.st_mtime_ns, info.st_ino] != known["stat"]:
+            if _digest(path) != known["sha256"]:
+                path.unlink()
+                return None
+            # The same content came again under another key: good, and not to be hashed at every look.
+            self._remember(key, known["sha256"], known["metadata"])
         return known["sha256"], known["metadata"]
 
     def add(self, key: str, source: BinaryIO, expected: str = "", metadata: Mapping[str, Any] | None = None) -> str:
