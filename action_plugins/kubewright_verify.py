@@ -117,6 +117,7 @@ class ActionModule(ActionBase):
                 )
             for address, why in (probed.get("hops") or {}).items():
                 problems.append(f"{name} -> {names.get(address, address)} ({address}): {why}")
+        versions = matrix.versions(self._get("/version"), self._get("/api/v1/nodes")["items"])
         self._clean()
         expected = len(pods) * (len(pods) - 1) + len(pods)
         seen = sum(r.source.startswith("pod ") for r in results)
@@ -125,7 +126,7 @@ class ActionModule(ActionBase):
         problems += [f"{r.source} -> {r.target} ({r.address}): lost ({r.kind})" for r in results if not r.ok]
         report = _ROOT / str(self._task.args["report"])
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(matrix.report(results, problems))
+        report.write_text(matrix.report(results, problems, versions))
         text = matrix.table(results)
         Display().display(text, color="red" if problems else "green")
         if problems:
@@ -134,16 +135,12 @@ class ActionModule(ActionBase):
         return {"changed": False, "matrix": text}
 
     def _exec(self, pod: str, script: str) -> str:
-        server = self._server()
         reply = self._execute_module(
             module_name="ansible.legacy.command",
             module_args={
                 "argv": [
                     "/usr/local/bin/kubectl",
-                    f"--server={server['server']}",
-                    f"--certificate-authority={server['ca']}",
-                    f"--client-certificate={server['cert']}",
-                    f"--client-key={server['key']}",
+                    "--kubeconfig=/opt/kubernetes/cfg/admin.kubeconfig",
                     f"--namespace={self._namespace}",
                     "exec",
                     pod,

@@ -124,6 +124,8 @@ class Bench:
                 (i, v) for v, i in re.findall(r"InvocationID=(\S*)\r?\nId=(\S+)", text)
             ]:
                 found[f"{machine} {identity}"] = invocation
+        if not any(found.values()):
+            raise RuntimeError("systemd named no running unit: nothing could be compared")
         return found
 
     def round(self, workers: int) -> Round:

@@ -125,13 +125,20 @@ def _cell(result: Result) -> str:
     return f"{result.milliseconds:.2f} ms" if result.milliseconds is not None else "ok"
 
 
-def report(results: Sequence[Result], problems: Sequence[str]) -> str:
+def versions(server: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What runs, a line each, as the API server (`/version`) and the nodes (`/api/v1/nodes`) say it themselves."""
+    lines = [f"API server {server.get('gitVersion', 'unknown')}"]
+    for node in nodes:
+        info = node["status"]["nodeInfo"]
+        lines.append(
+            f"{node['metadata']['name']}: kubelet {info['kubeletVersion']}, kube-proxy {info['kubeProxyVersion']}, "
+            f"{info['containerRuntimeVersion']}, {info['osImage']}, Linux {info['kernelVersion']}"
+        )
+    return lines
+
+
+def report(results: Sequence[Result], problems: Sequence[str], versions_: Sequence[str]) -> str:
     """Everything as JSON."""
-    return json.dumps(
-        {
-            "ok": not problems and all(r.ok for r in results),
-            "problems": list(problems),
-            "results": [asdict(r) for r in results],
-        },
-        indent=1,
-    )
+    ok = not problems and all(r.ok for r in results)
+    data = {"ok": ok, "problems": list(problems), "versions": list(versions_), "results": [asdict(r) for r in results]}
+    return json.dumps(data, indent=1)

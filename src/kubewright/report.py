@@ -11,6 +11,8 @@ from typing import Any
 
 from kubewright import matrix
 
+_ADMIN = "/opt/kubernetes/cfg/admin.kubeconfig"
+
 
 def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str) -> str:
     """Text of the page. `run`: build/run.json, `verify`: build/verify.json."""
@@ -29,6 +31,9 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str) -
             "machines",
             *hosts,
             "",
+            "versions",
+            *(f"  {line}" for line in verify["versions"]),
+            "",
             f"stages ({run['seconds']:.1f} s in all)",
             *stages,
             "",
@@ -37,7 +42,7 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str) -
             "",
             f"kubeconfig: {kubeconfig}",
             "next:",
-            f"  python -m kubewright.lab -i {inventory} exec {first} -- kubectl version",
+            f"  python -m kubewright.lab -i {inventory} exec {first} -- kubectl --kubeconfig {_ADMIN} get nodes",
             f"  ansible-playbook site.yml -i {inventory}          (again: nothing changes)",
             f"  ansible-playbook site.yml -i {inventory} --tags verify",
             "  make down",

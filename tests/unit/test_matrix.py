@@ -33,7 +33,7 @@ def test_a_lost_pair_stands_out() -> None:
     text = matrix.table(results)
     assert "LOST" in text
     assert "0.50 ms" in text
-    assert json.loads(matrix.report(results, []))["ok"] is False
+    assert json.loads(matrix.report(results, [], ["API server v1.20.2"]))["ok"] is False
 
 
 def test_duplicate_addresses() -> None:
@@ -51,3 +51,18 @@ def test_the_broken_hop_is_named() -> None:
     assert "neighbour" in probe.hop("10.244.1.2", route, [], fdb)
     assert "route: leads to eth0" in probe.hop("10.244.1.2", [{"dev": "eth0"}], neighbour, fdb)
     assert "route: none" in probe.hop("10.244.1.2", [], neighbour, fdb)
+
+
+def test_versions_are_what_the_cluster_says() -> None:
+    info = {
+        "kubeletVersion": "v1.20.2",
+        "kubeProxyVersion": "v1.20.2",
+        "containerRuntimeVersion": "docker://20.10.24",
+        "osImage": "Debian GNU/Linux 12",
+        "kernelVersion": "6.1",
+    }
+    node = {"metadata": {"name": "node01"}, "status": {"nodeInfo": info}}
+    assert matrix.versions({"gitVersion": "v1.20.2"}, [node]) == [
+        "API server v1.20.2",
+        "node01: kubelet v1.20.2, kube-proxy v1.20.2, docker://20.10.24, Debian GNU/Linux 12, Linux 6.1",
+    ]
