@@ -42,6 +42,7 @@ class ActionModule(ActionBase):
                 for item in plan.items
             ],
             "issued": list(plan.issued),
+            "files": list(plan.files),
             "warnings": list(plan.warnings),
             "diff": {"prepared": reasons},
         }

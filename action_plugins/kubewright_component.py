@@ -17,6 +17,9 @@ from kubewright.turnstile import Turnstile
 # How long the leader waits for the other members' restarts before it takes its turn all the same.
 _LEADER_PATIENCE_SECONDS = 300.0
 
+# In check mode a host's fact: paths that earlier tasks of the run would have changed.
+_FORESEEN = "kubewright_foreseen"
+
 
 class ActionModule(ActionBase):
     """Brings components to their declaration; see the module's documentation."""
@@ -64,12 +67,17 @@ class ActionModule(ActionBase):
             turnstile.report("done")
             return reply
         found = reply["found"]
+        facts = {}
+        if self._task.check_mode:
+            changing = self._vars["ansible_facts"].get(_FORESEEN) or []
+            facts = {_FORESEEN: components.foresee_restarts(self._declared, found, changing)}
         differences = [d for finding in found for d in finding["differences"]]
         restarts = [d.wire["unit"] for d, f in zip(self._declared, found, strict=True) if f["restart"]]
         result: dict[str, Any] = {
             "changed": bool(differences or restarts),
             "differences": [{k: d[k] for k in ("kind", "path", "reason")} for d in differences],
             "restarted": restarts,
+            "ansible_facts": facts,
         }
         if self._task.diff:
             result["diff"] = components.diffs(self._declared, found)

@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from kubewright import certificates, preflight, topology
+from kubewright import certificates, preflight, topology, variables
 from kubewright.errors import UserError
 
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
 
 
-def _specs(roles: Path) -> dict[str, dict[str, Any]]:
-    """Every public variable with its specification, from the argument specs of all roles."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
-        specs = yaml.safe_load(path.read_text())["argument_specs"]["main"].get("options") or {}
-        found.update(specs)
-    return found
+def _specs(role: Path) -> dict[str, dict[str, Any]]:
+    """Every public variable of a role with its specification."""
+    path = role / "meta" / "argument_specs.yml"
+    options: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"]
+    return options
 
 
 class ActionModule(ActionBase):
@@ -54,25 +53,30 @@ class ActionModule(ActionBase):
             raise UserError(
                 "the inventory has no hosts in the groups etcd, kube_master and kube_node", "see inventories/"
             )
-        specs = _specs(Path(self._vars["role_path"]).parent)
-        problems = self._variable_problems(names, specs)
-        hosts = {name: self._host_variables(hostvars[name]) for name in names}
-        own = {name: self._templar.template(self._vars[name]) for name in specs if name in self._vars}
-        cluster, found = topology.build(own, hosts, self._vars["groups"])
-        problems += found
+        role = Path(self._vars["role_path"])
+        specs = _specs(role)
+        problems, wrong = self._variable_problems(names, role)
         facts, unreachable = self._machine_facts(names)
-        limits = preflight.Limits(str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]))
-        if cluster is None:
-            problems += [f"{name}: cannot be reached: {why}" for name, why in unreachable.items()]
+        if wrong:
+            # Nothing can be computed from values that are wrong; the defaults do for looking at the machines.
+            own = {name: spec.get("default") for name, spec in specs.items()}
+            cluster = None
         else:
-            problems += preflight.machines_problems(cluster, facts, unreachable, limits)
+            own = {name: self._templar.template(self._vars[name]) for name in specs if name in self._vars}
+            hosts = {name: self._host_variables(hostvars[name]) for name in names}
+            cluster, found = topology.build(own, hosts, self._vars["groups"])
+            problems += found
+        limits = preflight.Limits(str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]))
+        problems += preflight.machines_problems(facts, unreachable, limits)
+        if cluster:
+            problems += preflight.cluster_problems(cluster, facts)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["ip_vs"] = {name: fact["ip_vs"] for name, fact in facts.items()}
         known["pki_spec"] = certificates.spec(cluster)
-        known["pki_files"] = {name: certificates.distribution(cluster, name) for name in hosts}
+        known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         return {"changed": False, "ansible_facts": {"cluster": known}}
 
     def _host_variables(self, variables: Any) -> dict[str, Any]:
@@ -92,12 +96,23 @@ class ActionModule(ActionBase):
                 unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
         return facts, unreachable
 
-    def _variable_problems(self, names: list[str], specs: dict[str, dict[str, Any]]) -> list[str]:
+    def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool]:
+        """All problems, and whether there are values among them that nothing can be computed from."""
+        by_role = {path.name: _specs(path) for path in sorted(role.parent.iterdir()) if path.is_dir()}
+        specs = {**variables.HOST_SPECS, **{k: v for found in by_role.values() for k, v in found.items()}}
         used: dict[str, list[str]] = {}
+        values: dict[str, dict[str, Any]] = {}
+        wrong: list[str] = []
         manager = self._task.get_variable_manager()
         for name in names:
-            host = manager._inventory.get_host(name)
-            for variable in manager.get_vars(host=host, include_hostvars=False):
-                used.setdefault(str(variable), []).append(name)
-        prefixes = {name.partition("_")[0] + "_" for name in specs}
-        return preflight.unknown_variables(used, [*specs, "preflight_machine"], prefixes)
+            values[name] = {}
+            for key in map(str, manager.get_vars(host=manager._inventory.get_host(name), include_hostvars=False)):
+                used.setdefault(key, []).append(name)
+                if key in specs:
+                    try:
+                        values[name][key] = self._vars["hostvars"][name][key]
+                    except AnsibleError as error:
+                        wrong.append(f"{name}: {key} cannot be computed: {error}")
+        misspelt = variables.misspelt(used, [*specs, "preflight_machine"], [f"{name}_" for name in by_role])
+        wrong += variables.wrong(values, specs)
+        return misspelt + wrong + variables.differing(values, by_role[role.name]), bool(wrong)

@@ -37,4 +37,9 @@ issued:
   type: list
   elements: str
   returned: success
+files:
+  description: Names of the files in the directory that were written, or would be in check mode.
+  type: list
+  elements: str
+  returned: success
 """

@@ -49,6 +49,15 @@ class Plan:
         """Names of what is to be issued."""
         return tuple(item.name for item in self.items if item.action == "issue")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files, in the directory, that issuing writes."""
+        found = []
+        for name in self.issued:
+            endings = (".key", ".pub") if name in self.spec.keypairs else (".pem", "-key.pem")
+            found += [f"{name}{ending}" for ending in endings]
+        return tuple(found)
+
 
 def _kind(key: PrivateKey) -> Key:
     return Key("rsa", key.key_size) if isinstance(key, rsa.RSAPrivateKey) else Key("ecdsa", key.key_size)

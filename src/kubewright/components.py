@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kubepki import describe
 from kubewright.errors import UserError
 
 _KEYS = {
@@ -48,8 +49,8 @@ def _mode(value: object, where: str) -> str:
     return text.zfill(4)
 
 
-# What a check-mode run shows for a file whose sources an earlier stage would have made.
-_TO_BE_MADE = b"(to be made by an earlier stage)\n"
+# What a check-mode run shows for a file whose sources an earlier stage would have made, or made anew.
+_TO_BE_MADE = b"(to be made in this run)\n"
 
 
 def _content(item: Mapping[str, Any], render: Callable[[str], str], *, foresee: bool) -> bytes:
@@ -57,7 +58,7 @@ def _content(item: Mapping[str, Any], render: Callable[[str], str], *, foresee: 
         return render(f"{item['template']}.j2").encode()
     if item.get("sources"):
         missing = [source for source in item["sources"] if not Path(source).is_file()]
-        if missing and foresee:
+        if foresee and (missing or item.get("pending")):
             return _TO_BE_MADE
         if missing:
             raise UserError(f"{', '.join(missing)}: not there yet", "run the stage that makes it first: --tags pki")
@@ -70,7 +71,7 @@ def _file(
 ) -> tuple[dict[str, Any], bytes]:
     """A template path such as `etc/docker/daemon.json`, or {template|content|sources, path, mode, owner, secret}.
 
-    `sources` are files of the controller, joined.
+    `sources` are files of the controller, joined; `pending` says that a run would write them anew.
     """
     item: dict[str, Any] = {"template": entry} if isinstance(entry, str) else dict(entry)
     path = str(item.get("path") or f"/{item.get('template')}")
@@ -172,6 +173,25 @@ def shipment(declared: Sequence[Declared], found: Sequence[Mapping[str, Any]]) -
     return contents, binaries
 
 
+def _readable(content: bytes) -> str:
+    return describe.pem(content) or content.decode()
+
+
+def foresee_restarts(
+    declared: Sequence[Declared], found: Sequence[dict[str, Any]], changing: Collection[str]
+) -> list[str]:
+    """In check mode: add the restarts that earlier changes would cause; returns the paths that change from here on.
+
+    `changing`: paths that earlier tasks of this run would have changed on the machine.
+    """
+    for component, finding in zip(declared, found, strict=True):
+        ahead = sorted(set(component.wire["inputs"]) & set(changing))
+        if ahead and component.wire["unit"] and not finding["restart"]:
+            finding.update(restart=f"will have changed: {', '.join(ahead)}", running=True)
+    own = {d["path"] for finding in found for d in finding["differences"] if d["kind"] in ("file", "absent")}
+    return sorted(own | set(changing))
+
+
 def diffs(declared: Sequence[Declared], found: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Ansible's diff entries: text for files, a line of reason for everything else, nothing of a secret."""
     result: list[dict[str, str]] = []
@@ -181,13 +201,12 @@ def diffs(declared: Sequence[Declared], found: Sequence[Mapping[str, Any]]) -> l
         for difference in finding["differences"]:
             path = difference["path"]
             if difference["kind"] == "file" and difference["content"] and path not in secrets:
-                after = component.contents[path].decode()
                 result.append(
                     {
                         "before_header": path,
                         "after_header": path,
-                        "before": difference["before"],
-                        "after": after,
+                        "before": _readable(difference["before"].encode()),
+                        "after": _readable(component.contents[path]),
                     }
                 )
             elif difference["kind"] == "absent":

@@ -157,8 +157,13 @@ def environment(flags_: Mapping[str, str], name: str) -> str:
     return f'{name}="{lines}"\n'
 
 
-def pki_files(distribution: Sequence[Mapping[str, Any]], directory: str) -> list[dict[str, Any]]:
-    """The distribution of certificates as `files` of a component, with the controller's paths."""
+def pki_files(
+    distribution: Sequence[Mapping[str, Any]], directory: str, pending: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The distribution of certificates as `files` of a component, with the controller's paths.
+
+    `pending`: files of the directory that a check-mode run would have written anew.
+    """
     result = []
     for entry in distribution:
         sources = entry.get("sources") or [entry["source"]]
@@ -168,6 +173,7 @@ def pki_files(distribution: Sequence[Mapping[str, Any]], directory: str) -> list
                 "mode": entry["mode"],
                 "secret": entry["secret"],
                 "sources": [f"{directory}/{source}" for source in sources],
+                "pending": any(source in pending for source in sources),
                 "restart": False,
             }
         )

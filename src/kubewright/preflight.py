@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping
+import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ _PORTS: Mapping[str, Mapping[int, str]] = {
     "master": {10257: "kube-controller-manager", 10259: "kube-scheduler"},
     "node": {10250: "kubelet", 10248: "kubelet", 10249: "kube-proxy", 10256: "kube-proxy"},
 }
+# Made by what we install, inside the pod network.
+_OWN_INTERFACES = ("cni0", "docker0", "flannel")
 # Binaries, images and first data, in bytes.
 _DISK: Mapping[str, int] = {"/opt": 1 << 30, "/var/lib": 2 << 30}
 
@@ -50,8 +52,8 @@ def _expected_ports(machine: Machine, api_port: int) -> dict[int, str]:
     return expected
 
 
-def machine_problems(machine: Machine, facts: Mapping[str, Any], limits: Limits, api_port: int) -> list[str]:
-    """What is wrong with one machine."""
+def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
+    """What is wrong with a machine, whatever its part in the cluster."""
     found = []
     wanted = ARCHITECTURES.get(limits.architecture, limits.architecture)
     if facts["architecture"] != wanted:
@@ -71,23 +73,35 @@ def machine_problems(machine: Machine, facts: Mapping[str, Any], limits: Limits,
             f"its clock is off by {facts['skew_seconds']:.1f} s (allowed {limits.max_clock_skew:g} s);"
             " certificates and etcd need a common time: start chrony or set the clock"
         )
-    expected = _expected_ports(machine, api_port)
+    return found
+
+
+def place_problems(machine: Machine, facts: Mapping[str, Any], cluster: Cluster) -> list[str]:
+    """What keeps a machine from its part in the cluster."""
+    found = []
+    expected = _expected_ports(machine, cluster.api_port)
     for port, holder in facts["held_ports"].items():
         owner = expected.get(int(port))
         if owner and holder != owner[:15]:
             found.append(f"port {port} is held by {holder!r}, {owner} needs it; stop that process or move it")
+    for interface, text in facts["networks"]:
+        network = ipaddress.IPv4Network(text)
+        for label, ours in (("pod_cidr", cluster.pod_cidr), ("service_cidr", cluster.service_cidr)):
+            if network.overlaps(ours) and not interface.startswith(_OWN_INTERFACES):
+                found.append(
+                    f"its interface {interface} is in {network}, which overlaps {label} {ours}; change {label}"
+                )
     return found
 
 
 def machines_problems(
-    cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits
+    facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits
 ) -> list[str]:
     """What is wrong with the machines, by machine name, including what only shows when they are compared."""
     found = [f"{name}: cannot be reached: {reason}" for name, reason in unreachable.items()]
     identities: dict[str, str] = {}
     for name, known in facts.items():
-        machine = cluster.machine(name)
-        found += [f"{name}: {problem}" for problem in machine_problems(machine, known, limits, cluster.api_port)]
+        found += [f"{name}: {problem}" for problem in machine_problems(known, limits)]
         identity = known["machine_id"]
         if identity and identity in identities:
             found.append(
@@ -95,6 +109,14 @@ def machines_problems(
                 "addresses: empty the file on one of them, run systemd-machine-id-setup and reboot it"
             )
         identities.setdefault(identity, name)
+    return found
+
+
+def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What keeps the machines from becoming, or staying, this cluster."""
+    found = []
+    for name, known in facts.items():
+        found += [f"{name}: {problem}" for problem in place_problems(cluster.machine(name), known, cluster)]
     members = {m.name for m in cluster.etcd_members()}
     formed = sorted(name for name in members & set(facts) if "etcd" in facts[name]["components"])
     for name in sorted(members & set(facts)):
@@ -116,22 +138,6 @@ def etcd_is_new(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> boo
     """Whether no member has ever been healthy, so that a new cluster may be formed. Unseen members count as formed."""
     members = [m.name for m in cluster.etcd_members()]
     return all(name in facts and "etcd" not in facts[name]["components"] for name in members)
-
-
-def unknown_variables(
-    used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]
-) -> list[str]:
-    """Misspelt variables of ours. `used`: variable -> hosts that set it; `known`: every variable of kubewright."""
-    found = []
-    for name in sorted(used):
-        if name in known or name.startswith(("ansible_", "molecule_", "lab_")):
-            continue
-        close = difflib.get_close_matches(name, known, 1, 0.85)
-        ours = name.startswith(tuple(prefixes))
-        if close or ours:
-            hint = f"did you mean {close[0]}?" if close else "the READMEs of the roles list those that exist"
-            found.append(f"{name}: unknown variable (set for {', '.join(sorted(used[name])[:3])}); {hint}")
-    return found
 
 
 def report(problems: list[str]) -> str:

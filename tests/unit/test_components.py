@@ -79,3 +79,21 @@ def test_sources_are_joined(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("B\n")
     spec = {"name": "pki", "files": [{"path": "/x", "sources": [str(tmp_path / "a"), str(tmp_path / "b")]}]}
     assert components.expand(spec, render, {}).contents["/x"] == b"A\nB\n"
+
+
+def test_check_mode_foresees_restarts_by_what_earlier_tasks_would_change() -> None:
+    declared = components.expand({"name": "x", "unit": "x.service", "inputs": ["/ssl/ca.pem"]}, render, {})
+    other = components.expand({"name": "y", "unit": "y.service", "inputs": ["/ssl/else.pem"]}, render, {})
+    found: list[dict[str, Any]] = [
+        {"differences": [{"kind": "file", "path": "/a", "reason": "missing"}], "restart": "", "running": False},
+        {"differences": [], "restart": "", "running": True},
+    ]
+    assert components.foresee_restarts([declared, other], found, ["/ssl/ca.pem"]) == ["/a", "/ssl/ca.pem"]
+    assert [f["restart"] for f in found] == ["will have changed: /ssl/ca.pem", ""]
+
+
+def test_check_mode_does_not_read_what_would_be_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("old\n")
+    spec = {"name": "pki", "files": [{"path": "/a", "sources": [str(tmp_path / "a.pem")], "pending": True}]}
+    assert components.expand(spec, render, {}, foresee=True).contents["/a"] != b"old\n"
+    assert components.expand(spec, render, {}).contents["/a"] == b"old\n"

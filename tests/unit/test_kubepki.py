@@ -14,7 +14,7 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubepki import reconcile, spec, store
+from kubepki import describe, reconcile, spec, store
 from kubepki.errors import SpecError, StoreError
 
 NOW = datetime.now(UTC)
@@ -281,3 +281,20 @@ def test_durations_are_hours_or_refused(text: str) -> None:
         assert spec.duration(text) > timedelta(0)
     except (ValueError, OverflowError):
         assert not (text.isascii() and text[:-1].isdigit() and text.endswith("h") and 0 < int(text[:-1]) < 10**9)
+
+
+def test_a_plan_names_the_files_that_it_would_write(issued: Path) -> None:
+    plan = reconcile.plan(spec.parse(changed(0, hosts=["m1"])), issued, NOW)
+    assert plan.files == ("server.pem", "server-key.pem")
+    fresh = reconcile.plan(spec.parse(DATA), issued / "none", NOW)
+    assert {"etcd-ca.pem", "service-account.key", "service-account.pub"} <= set(fresh.files)
+
+
+def test_a_certificate_in_words(issued: Path) -> None:
+    text = describe.pem((issued / "server.pem").read_bytes()) or ""
+    for line in ("subject CN=m1", "issuer CN=etcd-ca", "SAN ::1", "usage serverAuth", "usage clientAuth"):
+        assert line in text.splitlines()
+    bundle = (issued / "etcd-ca.pem").read_bytes() + (issued / "kube-ca.pem").read_bytes()
+    assert (describe.pem(bundle) or "").count("is a CA") == 2
+    assert describe.pem((issued / "server-key.pem").read_bytes()) is None
+    assert describe.pem(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n") is None

@@ -14,6 +14,7 @@ GOOD: dict[str, Any] = {
     "free_bytes": {"/opt": 1 << 40, "/var/lib": 1 << 40},
     "skew_seconds": 0.0,
     "held_ports": {},
+    "networks": [("host0", "192.168.80.0/24"), ("flannel.1", "10.244.3.0/24"), ("cni0", "10.244.3.0/24")],
     "machine_id": "a",
     "components": [],
     "etcd_data": False,
@@ -25,7 +26,7 @@ def facts(**by_machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def problems(found: dict[str, dict[str, Any]], unreachable: dict[str, str] | None = None) -> list[str]:
-    return preflight.machines_problems(build(), found, unreachable or {}, LIMITS)
+    return preflight.machines_problems(found, unreachable or {}, LIMITS) + preflight.cluster_problems(build(), found)
 
 
 def test_good_machines_have_no_problems() -> None:
@@ -80,10 +81,8 @@ def test_lost_etcd_data_never_becomes_a_new_member() -> None:
     assert any("node02: its etcd member ran before and its data" in problem for problem in found)
 
 
-def test_misspelt_variables() -> None:
-    known = ["etcd_data_dir", "pod_cidr", "kube_version"]
-    used = {"etcd_datadir": ["a"], "pod_cird": ["b"], "etcd_unknown_thing": ["a"], "my_own": ["a"], "pod_cidr": ["a"]}
-    found = preflight.unknown_variables(used, known, ["etcd_"])
-    assert [line.split(":")[0] for line in found] == ["etcd_datadir", "etcd_unknown_thing", "pod_cird"]
-    assert "did you mean etcd_data_dir?" in found[0]
-    assert "did you mean pod_cidr?" in found[2]
+def test_a_machine_in_a_network_of_ours() -> None:
+    found = problems(facts(node01={"networks": [["eth1", "10.244.8.0/22"]]}))
+    assert found == [
+        "node01: its interface eth1 is in 10.244.8.0/22, which overlaps pod_cidr 10.244.0.0/16; change pod_cidr"
+    ]

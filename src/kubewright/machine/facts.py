@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import sys
 import time
 from typing import Any
@@ -53,6 +54,18 @@ def _holders(inodes: dict[str, int]) -> dict[int, str]:
     return found
 
 
+def networks(table: str) -> list[tuple[str, str]]:
+    """(interface, network) of every route of a /proc/net/route table that needs no gateway."""
+    found = []
+    for line in table.splitlines()[1:]:
+        interface, destination, gateway, _, _, _, _, mask = line.split()[:8]
+        if int(gateway, 16) == 0 and int(mask, 16):
+            # The kernel prints addresses as the machine's own integers.
+            address = socket.inet_ntoa(int(destination, 16).to_bytes(4, sys.byteorder))
+            found.append((interface, f"{address}/{bin(int(mask, 16)).count('1')}"))
+    return found
+
+
 def _free(path: str) -> int:
     while not os.path.exists(path):
         path = os.path.dirname(path)
@@ -82,6 +95,7 @@ def collect(ports: list[int], disks: list[str]) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_bytes": {path: _free(path) for path in disks},
         "held_ports": {str(port): name for port, name in _holders(wanted).items()} if wanted else {},
+        "networks": networks(_read("/proc/net/route")),
         "components": records,
         "etcd_data": os.path.isdir("/var/lib/etcd/member"),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),
