@@ -70,16 +70,24 @@ def _apiserver(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: 
     return flags
 
 
-def _controller_manager(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: Mapping[str, Any]) -> Flags:
-    del machine
-    features = cluster["features"]
-    kubeconfig = f"{_CFG}/kube-controller-manager.kubeconfig"
-    flags: Flags = {
+def _elected(component: str) -> Flags:
+    """What the components of which one at a time works have in common."""
+    kubeconfig = f"{_CFG}/{component}.kubeconfig"
+    return {
         "kubeconfig": kubeconfig,
         "authentication-kubeconfig": kubeconfig,
         "authorization-kubeconfig": kubeconfig,
         "bind-address": "127.0.0.1",
         "leader-elect": "true",
+        "profiling": "false",
+    }
+
+
+def _controller_manager(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: Mapping[str, Any]) -> Flags:
+    del machine
+    features = cluster["features"]
+    flags: Flags = {
+        **_elected("kube-controller-manager"),
         "cluster-name": cluster["name"],
         "cluster-signing-cert-file": f"{_SSL}/kubelet-signer-ca.pem",
         "cluster-signing-key-file": f"{_SSL}/kubelet-signer-ca-key.pem",
@@ -87,7 +95,6 @@ def _controller_manager(cluster: Mapping[str, Any], machine: Mapping[str, Any], 
         "service-account-private-key-file": f"{_SSL}/service-account.key",
         "use-service-account-credentials": "true",
         "controllers": "*,bootstrapsigner,tokencleaner",
-        "profiling": "false",
     }
     signing = (
         "cluster-signing-duration" if features["cluster_signing_duration"] else "experimental-cluster-signing-duration"
@@ -101,15 +108,7 @@ def _controller_manager(cluster: Mapping[str, Any], machine: Mapping[str, Any], 
 
 def _scheduler(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: Mapping[str, Any]) -> Flags:
     del machine, options
-    kubeconfig = f"{_CFG}/kube-scheduler.kubeconfig"
-    flags: Flags = {
-        "kubeconfig": kubeconfig,
-        "authentication-kubeconfig": kubeconfig,
-        "authorization-kubeconfig": kubeconfig,
-        "bind-address": "127.0.0.1",
-        "leader-elect": "true",
-        "profiling": "false",
-    }
+    flags = _elected("kube-scheduler")
     if cluster["features"]["insecure_health_ports"]:
         flags |= {"address": "127.0.0.1", "port": "10251"}
     return flags

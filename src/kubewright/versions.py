@@ -20,20 +20,11 @@ _DOCKERSHIM_REMOVED = 24
 _KNOWN_TO_EXIST = 36
 
 _FEATURES: dict[str, tuple[int | None, int | None]] = {
-    # kubelet
-    "dockershim": (None, 24),
-    "kubelet_network_plugin_flags": (None, 24),
-    "kubelet_config_volume_plugin_dir": (22, None),
-    # kube-apiserver
     "apiserver_insecure_port_flag": (None, 24),
-    "service_account_issuer_required": (20, None),
-    "service_account_issuer": (20, None),
-    "kubelet_https_flag": (None, 22),
-    # kube-controller-manager and kube-scheduler
-    "insecure_health_ports": (None, 23),
     "cluster_signing_duration": (19, None),
     "csr_api_v1": (19, None),
-    "server_side_apply": (16, None),
+    "insecure_health_ports": (None, 23),
+    "service_account_issuer": (20, None),
 }
 
 
