@@ -66,7 +66,9 @@ class ActionModule(ActionBase):
             hosts = {name: self._host_variables(hostvars[name]) for name in names}
             cluster, found = topology.build(own, hosts, self._vars["groups"])
             problems += found
-        limits = preflight.Limits(str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]))
+        limits = preflight.Limits(
+            str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]), self._task.args["disks"]
+        )
         problems += preflight.machines_problems(facts, unreachable, limits)
         if cluster:
             problems += preflight.cluster_problems(cluster, facts)

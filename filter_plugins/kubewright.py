@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, preflight
+from kubewright import flags, ports
+from kubewright.topology import Machine
 
 
 class FilterModule:
@@ -16,6 +17,7 @@ class FilterModule:
         return {
             "kubewright_flags": flags.flags,
             "kubewright_env": flags.environment,
-            "kubewright_ports": preflight.ports,
+            "kubewright_ports": ports.watched,
+            "kubewright_firewall": lambda machine, *arguments: ports.firewall(Machine(**machine), *arguments),
             "kubewright_pki_files": flags.pki_files,
         }

@@ -17,6 +17,10 @@ options:
     type: list
     elements: str
     default: []
+  etcd_data:
+    description: Data directory of the etcd member.
+    type: path
+    default: /var/lib/etcd
 author: kubewright
 """
 
@@ -43,10 +47,12 @@ def main() -> None:
         argument_spec={
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "str", "default": []},
+            "etcd_data": {"type": "path", "default": "/var/lib/etcd"},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, facts=facts.collect(module.params["ports"], module.params["disks"]))
+    asked = module.params
+    module.exit_json(changed=False, facts=facts.collect(asked["ports"], asked["disks"], asked["etcd_data"]))
 
 
 if __name__ == "__main__":

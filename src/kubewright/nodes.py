@@ -94,8 +94,10 @@ def missing(nodes: Sequence[str], listed: Sequence[Mapping[str, Any]]) -> list[s
 def marks(node: Mapping[str, Any]) -> dict[str, Any]:
     """Manifest of the labels and the taint that the inventory wants on a node."""
     labels = {str(k): str(v) for k, v in (node.get("labels") or {}).items()}
-    role = "master" if node["is_master"] else "node"
-    labels[f"node-role.kubernetes.io/{role}"] = ""
+    if node["is_master"]:
+        labels["node-role.kubernetes.io/master"] = ""
+    if not node["is_tainted"]:
+        labels["node-role.kubernetes.io/node"] = ""
     manifest: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "Node",

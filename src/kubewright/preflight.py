@@ -7,49 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubewright import ports
 from kubewright.topology import Cluster, Machine
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _OLDEST_PYTHON = (3, 9)
-# Who may hold a port of ours: the service itself (Linux cuts process names to 15 characters).
-_PORTS: Mapping[str, Mapping[int, str]] = {
-    "etcd": {2379: "etcd", 2380: "etcd"},
-    "master": {10257: "kube-controller-manager", 10259: "kube-scheduler"},
-    "node": {10250: "kubelet", 10248: "kubelet", 10249: "kube-proxy", 10256: "kube-proxy"},
-}
 # Made by what we install, inside the pod network.
 _OWN_INTERFACES = ("cni0", "docker0", "flannel")
-# Binaries, images and first data, in bytes.
-_DISK: Mapping[str, int] = {"/opt": 1 << 30, "/var/lib": 2 << 30}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the inventory allows: `architecture` in Debian's words, skew in seconds."""
+    """What the inventory allows: `architecture` in Debian's words, skew in seconds, bytes needed by path."""
 
     architecture: str
     max_clock_skew: float
-
-
-def ports(api_port: int) -> list[int]:
-    """Every TCP port whose holder a machine should report."""
-    return sorted({port for table in _PORTS.values() for port in table} | {api_port})
-
-
-def disks() -> list[str]:
-    """Every path whose free space a machine should report."""
-    return list(_DISK)
-
-
-def _expected_ports(machine: Machine, api_port: int) -> dict[int, str]:
-    expected: dict[int, str] = {}
-    if machine.is_etcd:
-        expected |= _PORTS["etcd"]
-    if machine.is_master:
-        expected |= {**_PORTS["master"], api_port: "kube-apiserver"}
-    if machine.is_node:
-        expected |= _PORTS["node"]
-    return expected
+    disks: Mapping[str, int]
 
 
 def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
@@ -64,7 +37,7 @@ def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
         found.append(f"Python is {facts['python']}, 3.9 or newer is needed; set ansible_python_interpreter")
     if not facts["systemd"]:
         found.append("systemd does not run this machine; kubewright needs it")
-    for path, needed in _DISK.items():
+    for path, needed in limits.disks.items():
         free = facts["free_bytes"][path]
         if free < needed:
             found.append(f"{path} has {free >> 20} MiB free, {needed >> 20} MiB are needed; free some space")
@@ -79,9 +52,10 @@ def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
 def place_problems(machine: Machine, facts: Mapping[str, Any], cluster: Cluster) -> list[str]:
     """What keeps a machine from its part in the cluster."""
     found = []
-    expected = _expected_ports(machine, cluster.api_port)
+    expected = ports.holders(machine, cluster.api_port)
     for port, holder in facts["held_ports"].items():
         owner = expected.get(int(port))
+        # Linux cuts the names of processes to 15 characters.
         if owner and holder != owner[:15]:
             found.append(f"port {port} is held by {holder!r}, {owner} needs it; stop that process or move it")
     for interface, text in facts["networks"]:
@@ -123,7 +97,7 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -
         known = facts[name]
         if name in formed and not known["etcd_data"]:
             found.append(
-                f"{name}: its etcd member ran before and its data in /var/lib/etcd is gone; a new empty member would "
+                f"{name}: its etcd member ran before and its data in etcd_data_dir is gone; a new empty member would "
                 "split the cluster: remove the member with etcdctl member remove and add it again first"
             )
         if formed and name not in formed and not known["etcd_data"]:

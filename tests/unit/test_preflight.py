@@ -6,7 +6,7 @@ from test_topology import build
 
 from kubewright import preflight
 
-LIMITS = preflight.Limits("amd64", 2.0)
+LIMITS = preflight.Limits("amd64", 2.0, {"/opt": 1 << 30, "/var/lib": 2 << 30})
 GOOD: dict[str, Any] = {
     "architecture": "x86_64",
     "python": "3.11.2",

@@ -72,10 +72,11 @@ def _free(path: str) -> int:
     return shutil.disk_usage(path).free
 
 
-def collect(ports: list[int], disks: list[str]) -> dict[str, Any]:
+def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any]:
     """Facts of this machine.
 
     `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
+    `etcd_data`: the data directory of an etcd member.
     """
     open_ports = {**listening(_read("/proc/net/tcp6")), **listening(_read("/proc/net/tcp"))}
     wanted = {inode: port for port, inode in open_ports.items() if port in ports}
@@ -97,7 +98,7 @@ def collect(ports: list[int], disks: list[str]) -> dict[str, Any]:
         "held_ports": {str(port): name for port, name in _holders(wanted).items()} if wanted else {},
         "networks": networks(_read("/proc/net/route")),
         "components": records,
-        "etcd_data": os.path.isdir("/var/lib/etcd/member"),
+        "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),
         "now": time.time(),
     }

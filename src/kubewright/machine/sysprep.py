@@ -15,6 +15,8 @@ from . import files, systemd
 
 _FIREWALLS = ("firewalld.service", "ufw.service")
 _HOSTS_BEGIN, _HOSTS_END = "# BEGIN kubewright", "# END kubewright"
+# A session of Ansible's may lack the directories of system programs.
+_PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CHRONY = ("chrony.service", "chronyd.service")
 
 
@@ -27,7 +29,8 @@ def _read(path: str) -> str:
 
 
 def _run(*argv: str) -> str:
-    reply = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
+    reply = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=environment)
     if reply.returncode:
         raise OSError(f"{' '.join(argv)}: {reply.stderr.strip() or reply.stdout.strip() or reply.returncode}")
     return reply.stdout
@@ -62,30 +65,43 @@ def firewall(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
 
 
 def firewall_ports(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
-    """`state: ports` opens the given `ports` (such as 6443/tcp) in a running firewalld or ufw."""
+    """`state: ports` lets `ports` (6443/tcp, 30000-32767/udp) and the networks `trusted` into a running firewall."""
     if wanted["state"] != "ports":
         return []
-    found = []
-    if (
-        shutil.which("firewall-cmd")
-        and systemd.states(["firewalld.service"])["firewalld.service"].get("ActiveState") == "active"
-    ):
-        have = set(_run("firewall-cmd", "--permanent", "--list-ports").split())
-        missing = [port for port in wanted["ports"] if port not in have]
+    units = systemd.states(list(_FIREWALLS))
+    if units["firewalld.service"].get("ActiveState") == "active":
+        return _firewalld(wanted["ports"], wanted["trusted"], check)
+    if shutil.which("ufw", path=_PATH) and "Status: active" in _run("ufw", "status"):
+        return _ufw(wanted["ports"], wanted["trusted"], check)
+    return []
+
+
+def _firewalld(ports: list[str], trusted: list[str], check: bool) -> list[dict[str, str]]:
+    ask = ("firewall-cmd", "--permanent")
+    open_ports = _run(*ask, "--list-ports").split()
+    sources = _run(*ask, "--zone=trusted", "--list-sources").split()
+    missing = [port for port in ports if port not in open_ports]
+    strangers = [network for network in trusted if network not in sources]
+    found = [_difference(f"firewalld {port}", "closed", "open") for port in missing]
+    found += [_difference(f"firewalld {network}", "not trusted", "trusted") for network in strangers]
+    if found and not check:
         if missing:
-            found.append(_difference("firewalld ports", " ".join(sorted(have)), " ".join(sorted(have | set(missing)))))
-            if not check:
-                _run("firewall-cmd", "--permanent", *[f"--add-port={port}" for port in missing])
-                _run("firewall-cmd", "--reload")
-    elif shutil.which("ufw"):
-        status = _run("ufw", "status")
-        if "Status: active" in status:
-            missing = [port for port in wanted["ports"] if not re.search(rf"^{re.escape(port)}\s+ALLOW", status, re.M)]
-            for port in missing:
-                found.append(_difference(f"ufw {port}", "closed", "open"))
-                if not check:
-                    _run("ufw", "allow", port)
+            _run(*ask, *[f"--add-port={port}" for port in missing])
+        if strangers:
+            _run(*ask, "--zone=trusted", *[f"--add-source={network}" for network in strangers])
+        _run("firewall-cmd", "--reload")
     return found
+
+
+def _ufw(ports: list[str], trusted: list[str], check: bool) -> list[dict[str, str]]:
+    have = {line.strip() for line in _run("ufw", "show", "added").splitlines()}
+    rules = [["allow", port.replace("-", ":")] for port in ports]
+    rules += [["allow", "from", network] for network in trusted]
+    missing = [rule for rule in rules if f"ufw {' '.join(rule)}" not in have]
+    for rule in missing:
+        if not check:
+            _run("ufw", *rule)
+    return [_difference(f"ufw {' '.join(rule)}", "no rule", "rule") for rule in missing]
 
 
 def selinux(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
@@ -251,8 +267,7 @@ _SETTINGS: dict[str, Callable[[dict[str, Any], bool], list[dict[str, str]]]] = {
 
 def missing_programs(programs: list[str]) -> list[str]:
     """Those that are on no usual path of root."""
-    path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-    return [program for program in programs if not shutil.which(program, path=path)]
+    return [program for program in programs if not shutil.which(program, path=_PATH)]
 
 
 def reconcile(settings: dict[str, dict[str, Any]], check: bool) -> list[dict[str, str]]:

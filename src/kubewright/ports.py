@@ -1,0 +1,58 @@
+"""Which ports a machine needs, by its part in the cluster: one table for the preflight and for firewalls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kubewright.topology import Machine
+
+# Part -> TCP port -> who holds it, and whether other machines must reach it.
+_ETCD: Mapping[int, tuple[str, bool]] = {2379: ("etcd", True), 2380: ("etcd", True)}
+_MASTER: Mapping[int, tuple[str, bool]] = {
+    10257: ("kube-controller-manager", False),
+    10259: ("kube-scheduler", False),
+}
+_NODE: Mapping[int, tuple[str, bool]] = {
+    10248: ("kubelet", False),
+    10249: ("kube-proxy", False),
+    10250: ("kubelet", True),
+    10256: ("kube-proxy", True),
+}
+_NODE_PORTS = ("30000-32767/tcp", "30000-32767/udp")
+# Of flannel's vxlan backend where its configuration names none: the kernel's own.
+_VXLAN = 8472
+
+
+def watched(api_port: int) -> list[int]:
+    """Every TCP port whose holder a machine should report."""
+    return sorted({*_ETCD, *_MASTER, *_NODE, api_port})
+
+
+def _table(machine: Machine, api_port: int) -> dict[int, tuple[str, bool]]:
+    found: dict[int, tuple[str, bool]] = {}
+    if machine.is_etcd:
+        found |= _ETCD
+    if machine.is_master:
+        found |= {**_MASTER, api_port: ("kube-apiserver", True)}
+    if machine.is_node:
+        found |= _NODE
+    return found
+
+
+def holders(machine: Machine, api_port: int) -> dict[int, str]:
+    """TCP port -> the service of ours that needs it on this machine."""
+    return {port: holder for port, (holder, _) in _table(machine, api_port).items()}
+
+
+def firewall(
+    machine: Machine, api_port: int, backend: Mapping[str, Any] | None = None, further: list[str] | None = None
+) -> list[str]:
+    """What a firewall on this machine must let in, as `6443/tcp` or `30000-32767/udp`.
+
+    `backend`: flannel's backend configuration; `further`: ports of the user's.
+    """
+    opened = [f"{port}/tcp" for port, (_, remote) in sorted(_table(machine, api_port).items()) if remote]
+    if machine.is_node:
+        opened += [f"{(backend or {}).get('Port', _VXLAN)}/udp", *_NODE_PORTS]
+    return opened + [port for port in further or [] if port not in opened]

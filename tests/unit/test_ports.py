@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from test_topology import build
+
+from kubewright import ports
+
+
+def test_a_machine_holds_only_what_its_part_needs() -> None:
+    cluster = build()
+    assert ports.holders(cluster.machine("master01"), 6444)[6444] == "kube-apiserver"
+    assert 6443 not in ports.holders(cluster.machine("node01"), 6443)
+    assert set(ports.holders(cluster.machine("node01"), 6443)) <= set(ports.watched(6443))
+
+
+def test_a_firewall_opens_what_others_must_reach_and_nothing_else() -> None:
+    cluster = build()
+    master = ports.firewall(cluster.machine("master01"), 6444)
+    assert master == ["2379/tcp", "2380/tcp", "6444/tcp"]
+    node = ports.firewall(cluster.machine("node01"), 6443, {"Type": "vxlan", "Port": 4789}, ["9100/tcp", "10250/tcp"])
+    assert "4789/udp" in node
+    assert "10248/tcp" not in node
+    assert node.count("10250/tcp") == 1
+    assert node[-1] == "9100/tcp"
