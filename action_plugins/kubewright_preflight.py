@@ -9,7 +9,7 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from kubewright import certificates, preflight, topology, variables
+from kubewright import certificates, preflight, stages, topology, variables
 from kubewright.errors import UserError
 
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
@@ -72,6 +72,8 @@ class ActionModule(ActionBase):
         problems += preflight.machines_problems(facts, unreachable, limits)
         if cluster:
             problems += preflight.cluster_problems(cluster, facts)
+            run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
+            problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
         known = cluster.facts()

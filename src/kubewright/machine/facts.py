@@ -97,6 +97,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any
         "free_bytes": {path: _free(path) for path in disks},
         "held_ports": {str(port): name for port, name in _holders(wanted).items()} if wanted else {},
         "networks": networks(_read("/proc/net/route")),
+        "has_pki": any(os.path.exists(path) for path in ("/opt/kubernetes/ssl/ca.pem", "/opt/etcd/ssl/ca.pem")),
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),

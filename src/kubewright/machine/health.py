@@ -11,6 +11,7 @@ No check at all means that the unit is active, which is enough only for Type=not
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import socket
@@ -41,6 +42,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def tls_context(check: dict[str, Any]) -> ssl.SSLContext:
     """TLS client settings from `ca`, `cert` and `key` paths."""
+    for path in (check.get("ca"), check.get("cert"), check.get("key")):
+        # The TLS library's own error does not name the file.
+        if path and not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "not there yet, run --tags pki first", path)
     context = ssl.create_default_context(cafile=check.get("ca"))
     if not check.get("verify", True):
         context.check_hostname = False

@@ -1,0 +1,70 @@
+"""Which stage needs which: a tag alone must say what to run first on machines that are not that far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from kubewright.topology import Cluster, Machine
+
+# In the order of site.yml.
+STAGES = ("sysprep", "pki", "etcd", "flannel", "docker", "master", "bootstrap", "proxy", "verify")
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "etcd": ("pki",),
+    "flannel": ("pki", "etcd"),
+    "master": ("pki", "etcd"),
+    "bootstrap": ("pki", "docker", "master"),
+    "proxy": ("pki", "master"),
+    "verify": ("etcd", "flannel", "docker", "master", "bootstrap", "proxy"),
+}
+# Stage -> the component that was healthy at least once where the stage is done.
+_PROOF: Mapping[str, str] = {
+    "etcd": "etcd",
+    "flannel": "flanneld",
+    "docker": "docker",
+    "master": "kube-apiserver",
+    "bootstrap": "kubelet",
+    "proxy": "kube-proxy",
+}
+
+
+def of_run(run_tags: Collection[str], skip_tags: Collection[str]) -> set[str]:
+    """The stages that a run with these --tags and --skip-tags contains."""
+    chosen = set(STAGES) if "all" in run_tags else set(STAGES) & set(run_tags)
+    return chosen - set(skip_tags)
+
+
+def _concerns(stage: str, machine: Machine) -> bool:
+    if stage == "etcd":
+        return machine.is_etcd
+    return machine.is_master if stage == "master" else machine.is_node
+
+
+def _done(stage: str, facts: Mapping[str, Any]) -> bool:
+    return bool(facts["has_pki"]) if stage == "pki" else _PROOF[stage] in facts["components"]
+
+
+def missing(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], run: Collection[str]) -> list[str]:
+    """What the stages of a run need and neither is there nor comes with the run.
+
+    `facts`: machine name -> its facts (`components`: healthy once, `has_pki`).
+    """
+    found = []
+    for stage in STAGES:
+        if stage not in run:
+            continue
+        needs = list(_NEEDS.get(stage, ()))
+        if stage == "docker" and cluster.network_mode == "docker":
+            needs.append("flannel")
+        for need in needs:
+            late = [
+                name
+                for name, known in facts.items()
+                if (need == "pki" or _concerns(need, cluster.machine(name))) and not _done(need, known)
+            ]
+            if late and need not in run:
+                found.append(
+                    f"--tags {stage}: the stage {need} is not done on {', '.join(late)}; run --tags {need} first, "
+                    "or all stages at once without --tags"
+                )
+    return found
