@@ -67,17 +67,17 @@ class ActionModule(ActionBase):
             turnstile.report("done")
             return reply
         found = reply["found"]
-        facts = {}
+        foreseen: dict[str, Any] = {}
         if self._task.check_mode:
             changing = self._vars["ansible_facts"].get(_FORESEEN) or []
-            facts = {_FORESEEN: components.foresee_restarts(self._declared, found, changing)}
+            foreseen = {"ansible_facts": {_FORESEEN: components.foresee_restarts(self._declared, found, changing)}}
         differences = [d for finding in found for d in finding["differences"]]
         restarts = [d.wire["unit"] for d, f in zip(self._declared, found, strict=True) if f["restart"]]
         result: dict[str, Any] = {
             "changed": bool(differences or restarts),
             "differences": [{k: d[k] for k in ("kind", "path", "reason")} for d in differences],
             "restarted": restarts,
-            "ansible_facts": facts,
+            **foreseen,
         }
         if self._task.diff:
             result["diff"] = components.diffs(self._declared, found)

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright import matrix
+from kubewright import diagnose, matrix
 from kubewright.errors import UserError
 
 _SSL = "/opt/kubernetes/ssl"
@@ -108,6 +108,7 @@ class ActionModule(ActionBase):
             script = matrix.probe_script(others, service)
             results += matrix.read_answers(f"pod {name}", self._exec(start["names"][name], script), names)
         problems = matrix.duplicates(pods)
+        paths: dict[str, Any] = {}
         for name in pods:
             probed = self._vars["hostvars"][name].get("verify_probe") or {}
             for entry in probed.get("results", []):
@@ -115,15 +116,15 @@ class ActionModule(ActionBase):
                 results.append(
                     matrix.Result(name, target, entry["address"], entry["kind"], entry["ok"], entry["milliseconds"])
                 )
-            for address, why in (probed.get("hops") or {}).items():
-                problems.append(f"{name} -> {names.get(address, address)} ({address}): {why}")
+            if "path" in probed:
+                paths[name] = probed["path"]
         versions = matrix.versions(self._get("/version"), self._get("/api/v1/nodes")["items"])
         self._clean()
         expected = len(pods) * (len(pods) - 1) + len(pods)
         seen = sum(r.source.startswith("pod ") for r in results)
         if seen != expected:
             problems.append(f"{seen} of {expected} probes from pods gave an answer: kubectl exec failed in the others")
-        problems += [f"{r.source} -> {r.target} ({r.address}): lost ({r.kind})" for r in results if not r.ok]
+        problems += self._lost(results, start, paths)
         report = _ROOT / str(self._task.args["report"])
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(matrix.report(results, problems, versions))
@@ -133,6 +134,19 @@ class ActionModule(ActionBase):
             listed = "\n".join(f"  - {problem}" for problem in problems)
             raise UserError(f"pods or machines do not reach each other:\n{listed}", f"all results: {report}")
         return {"changed": False, "matrix": text}
+
+    def _lost(self, results: list[matrix.Result], start: dict[str, Any], paths: dict[str, Any]) -> list[str]:
+        places = {
+            name: diagnose.Place(name, self._cluster["machines"][name]["address"], pod, start["flannel"][name])
+            for name, pod in start["pods"].items()
+        }
+        lost = {(r.source, r.address) for r in results if not r.ok}
+        return [
+            f"{r.source} -> {r.target} ({r.address}): no answer to {r.kind}\n      "
+            + diagnose.explain(r, places, paths, lost)
+            for r in results
+            if not r.ok
+        ]
 
     def _exec(self, pod: str, script: str) -> str:
         reply = self._execute_module(

@@ -15,6 +15,11 @@ options:
     type: list
     elements: str
     default: []
+  peers:
+    description: Addresses of the other machines.
+    type: list
+    elements: str
+    default: []
 author: kubewright
 """
 
@@ -30,8 +35,8 @@ results:
   type: list
   elements: dict
   returned: success
-hops:
-  description: Address to the part of the way that is broken on this machine.
+path:
+  description: This machine's part of the way to every address.
   type: dict
   returned: success
 """
@@ -45,10 +50,12 @@ def main() -> None:
         argument_spec={
             "addresses": {"type": "list", "elements": "str", "required": True},
             "services": {"type": "list", "elements": "str", "default": []},
+            "peers": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, **probe.run(module.params["addresses"], module.params["services"]))
+    asked = module.params
+    module.exit_json(changed=False, **probe.run(asked["addresses"], asked["services"], asked["peers"]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import json
 import subprocess
 
 from kubewright import matrix
-from kubewright.machine import probe
 
 
 def test_answers_are_read_from_what_the_script_prints() -> None:
@@ -40,17 +39,6 @@ def test_duplicate_addresses() -> None:
     assert matrix.duplicates({"a": "172.17.0.2", "b": "172.17.0.2"}) == [
         "172.17.0.2 is the address of pods on a, b",
     ]
-
-
-def test_the_broken_hop_is_named() -> None:
-    route = [{"dst": "10.244.1.2", "gateway": "10.244.1.0", "dev": "flannel.1"}]
-    neighbour = [{"dst": "10.244.1.0", "lladdr": "aa:bb"}]
-    fdb = [{"mac": "aa:bb", "dst": "192.168.80.11"}]
-    assert probe.hop("10.244.1.2", route, neighbour, fdb) == ""
-    assert "FDB" in probe.hop("10.244.1.2", route, neighbour, [])
-    assert "neighbour" in probe.hop("10.244.1.2", route, [], fdb)
-    assert "route: leads to eth0" in probe.hop("10.244.1.2", [{"dev": "eth0"}], neighbour, fdb)
-    assert "route: none" in probe.hop("10.244.1.2", [], neighbour, fdb)
 
 
 def test_versions_are_what_the_cluster_says() -> None:

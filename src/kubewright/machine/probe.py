@@ -1,4 +1,4 @@
-"""What a machine reaches, and where the way to a pod ends when it does not."""
+"""What a machine reaches, and its part of the way to every pod."""
 
 from __future__ import annotations
 
@@ -34,27 +34,6 @@ def fetch(address: str, port: int) -> dict[str, Any]:
     return {"address": address, "kind": "http", "ok": ok, "milliseconds": None}
 
 
-def hop(address: str, routes: list[dict[str, Any]], neighbours: list[dict[str, Any]], fdb: list[dict[str, Any]]) -> str:
-    """Why a packet to `address` cannot leave through flannel.1; empty when route, neighbour and FDB entry are there.
-
-    The lists are what `ip -j route get`, `ip -j neigh show dev flannel.1` and `bridge -j fdb show dev flannel.1` print.
-    """
-    if not routes:
-        return "route: none to this address"
-    route = routes[0]
-    device, gateway = route.get("dev", ""), route.get("gateway")
-    if not str(device).startswith("flannel"):
-        return "" if device in ("lo", "cni0", "docker0") else f"route: leads to {device}, not to flannel.1"
-    next_hop = gateway or address
-    macs = [n.get("lladdr") for n in neighbours if n.get("dst") == next_hop and n.get("lladdr")]
-    if not macs:
-        return f"neighbour: no entry for {next_hop} on {device}"
-    peers = [f.get("dst") for f in fdb if f.get("mac") == macs[0] and f.get("dst")]
-    if not peers:
-        return f"FDB: no entry for {macs[0]} on {device}"
-    return ""
-
-
 def _json(*argv: str) -> list[dict[str, Any]]:
     try:
         found = json.loads(_output(*argv) or "[]")
@@ -63,16 +42,50 @@ def _json(*argv: str) -> list[dict[str, Any]]:
     return [entry for entry in found if entry]
 
 
-def run(addresses: list[str], services: list[str]) -> dict[str, Any]:
-    """Ping every address and fetch from every Service at once; {results, hops: address -> what is wrong here}."""
+def path(addresses: list[str], services: list[str], peers: list[str]) -> dict[str, Any]:
+    """This machine's part of the way to `addresses`, small and as the tools print it.
+
+    links, neighbours, fdb: of the flannel device; routes: address -> `ip route get`; forward, input: iptables rules of
+    these chains; services: address -> whether kube-proxy has a rule for it; peers: machine address -> ping answered.
+    """
+    links = _json("ip", "-j", "-d", "link", "show", "type", "vxlan")
+    device = next((str(link["ifname"]) for link in links if str(link["ifname"]).startswith("flannel")), "flannel.1")
+    nat = _output("iptables-save", "-t", "nat") + _read("/proc/net/ip_vs")
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        answered = list(pool.map(lambda peer: bool(ping(peer)["ok"]), peers))
+    return {
+        "links": links,
+        "neighbours": _json("ip", "-j", "neigh", "show", "dev", device),
+        "fdb": _json("bridge", "-j", "fdb", "show", "dev", device),
+        "routes": {address: _json("ip", "-j", "route", "get", address) for address in addresses},
+        "forwarding": _read("/proc/sys/net/ipv4/ip_forward").strip(),
+        "forward": _output("iptables", "-w", "-S", "FORWARD").splitlines(),
+        "input": _output("iptables", "-w", "-S", "INPUT").splitlines(),
+        "services": {address: address in nat or _hexadecimal(address) in nat for address in services},
+        "peers": dict(zip(peers, answered)),
+    }
+
+
+def _hexadecimal(address: str) -> str:
+    # As /proc/net/ip_vs prints addresses.
+    return "".join(f"{int(part):02X}" for part in address.split("."))
+
+
+def _read(name: str) -> str:
+    try:
+        with open(name, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def run(addresses: list[str], services: list[str], peers: list[str]) -> dict[str, Any]:
+    """Ping every address and fetch from every Service at once.
+
+    Returns {results, path}: the path always, because a way can be broken for pods alone. `peers`: machines' addresses.
+    """
     with ThreadPoolExecutor(max_workers=16) as pool:
         pings = [pool.submit(ping, address) for address in addresses]
         fetches = [pool.submit(fetch, service, 80) for service in services]
         results = [future.result() for future in [*pings, *fetches]]
-    hops = {}
-    if not all(result["ok"] for result in results):
-        neighbours = _json("ip", "-j", "neigh", "show", "dev", "flannel.1")
-        fdb = _json("bridge", "-j", "fdb", "show", "dev", "flannel.1")
-        for address in addresses:
-            hops[address] = hop(address, _json("ip", "-j", "route", "get", address), neighbours, fdb)
-    return {"results": results, "hops": {address: why for address, why in hops.items() if why}}
+    return {"results": results, "path": path(addresses, services, peers)}
