@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROLES = sorted(p for p in (ROOT / "roles").iterdir() if p.is_dir())
@@ -19,37 +17,10 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in reply.stdout.split("\0") if name]
 
 
-def load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text()) or {}
-
-
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_role_has_the_same_files(role: Path) -> None:
     for name in ("README.md", "defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):
         assert (role / name).is_file(), name
-
-
-@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_defaults_and_argument_specs_agree(role: Path) -> None:
-    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-    defaults = load(role / "defaults/main.yml")
-    assert set(options) == set(defaults)
-    for name, option in options.items():
-        if "default" in option:
-            assert option["default"] == defaults[name], name
-        assert option["description"], name
-
-
-@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
-def test_every_default_is_commented(role: Path) -> None:
-    comment = False
-    for line in (role / "defaults/main.yml").read_text().splitlines():
-        if line.startswith("#"):
-            comment = True
-        elif not line.strip():
-            comment = False
-        elif re.match(r"\w+:", line):
-            assert comment, line
 
 
 def test_roles_name_no_inventory_group_but_the_documented_ones() -> None:

@@ -1,0 +1,1 @@
+"""The reference of all variables, generated from the roles' defaults and argument specs."""
