@@ -14,8 +14,8 @@ from kubewright import components, explain
 from kubewright.errors import UserError
 from kubewright.turnstile import Turnstile
 
-# How long the leader waits for the other members' restarts before it takes its turn all the same.
-_LEADER_PATIENCE_SECONDS = 300.0
+# How long a host waits for those that go before it, until it takes its turn all the same.
+_PATIENCE_SECONDS = 300.0
 
 # In check mode a host's fact: paths that earlier tasks of the run would have changed.
 _FORESEEN = "kubewright_foreseen"
@@ -32,7 +32,11 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         try:
-            return self._bring()
+            with self._turnstile() as turnstile:
+                result = self._bring(turnstile)
+                if result.get("failed"):
+                    turnstile.report("failed")
+                return result
         except UserError as error:
             return {"failed": True, "msg": str(error)}
 
@@ -54,17 +58,15 @@ class ActionModule(ActionBase):
         )
         return reply
 
-    def _bring(self) -> dict[str, Any]:
+    def _bring(self, turnstile: Turnstile) -> dict[str, Any]:
         arguments = self._task.args
         artifacts = self._vars["ansible_facts"].get("artifacts") or {}
         self._declared = [
             components.expand(c, self._render, artifacts, foresee=self._task.check_mode)
             for c in arguments["components"]
         ]
-        turnstile = self._turnstile()
         reply = self._ask("inspect")
         if reply.get("failed") or reply.get("unreachable"):
-            turnstile.report("done")
             return reply
         found = reply["found"]
         foreseen: dict[str, Any] = {}
@@ -82,24 +84,27 @@ class ActionModule(ActionBase):
         if self._task.diff:
             result["diff"] = components.diffs(self._declared, found)
         if self._task.check_mode or not result["changed"]:
-            turnstile.report("done")
             return result
         self._require_inputs(found)
         staged, contents = self._ship(found)
         interrupts = any(f["restart"] and f["running"] for f in found)
-        if bool(arguments.get("rolling")) and interrupts:
-            with turnstile.turn(last=any(f["leader"] for f in found), patience=_LEADER_PATIENCE_SECONDS):
-                reply = self._ask("apply", contents=contents, staged=staged)
-        else:
-            reply = self._ask("apply", contents=contents, staged=staged)
-            turnstile.report("done")
-        if staged:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
-        return self._conclude(result, reply)
+        try:
+            if bool(arguments.get("rolling")) and interrupts:
+                with turnstile.turn(last=any(f["leader"] for f in found), patience=_PATIENCE_SECONDS):
+                    result = self._conclude(result, self._ask("apply", contents=contents, staged=staged))
+                    # Before the next host gets the turn.
+                    turnstile.report("failed" if result.get("failed") else "done")
+            else:
+                turnstile.report("starting")
+                result = self._conclude(result, self._ask("apply", contents=contents, staged=staged))
+        finally:
+            if staged:
+                self._remove_tmp_path(self._connection._shell.tmpdir)
+        return result
 
     def _turnstile(self) -> Turnstile:
         directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
-        return Turnstile(directory, self._vars["inventory_hostname"], self._vars["ansible_play_hosts_all"])
+        return Turnstile(directory, self._vars["inventory_hostname"], self._vars["ansible_play_hosts"])
 
     def _require_inputs(self, found: list[dict[str, Any]]) -> None:
         for declared, finding in zip(self._declared, found, strict=True):
@@ -123,6 +128,8 @@ class ActionModule(ActionBase):
     def _conclude(self, result: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
         if reply.get("failed") or reply.get("unreachable"):
             return reply
+        if reply["refusal"]:
+            return {**result, "failed": True, "restarted": [], "msg": reply["refusal"]}
         result["restarted"], result["seconds"] = reply["restarted"], reply["seconds"]
         if reply["failure"]:
             result["failed"] = True

@@ -29,7 +29,9 @@ class ActionModule(ActionBase):
         version = "v1" if self._vars["ansible_facts"]["cluster"]["features"]["csr_api_v1"] else "v1beta1"
         self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
         try:
-            return self._bring(wanted, float(self._task.args["timeout"]))
+            here = set(self._vars["ansible_play_hosts"])
+            required = {name: node for name, node in wanted.items() if node["name"] in here}
+            return self._bring(wanted, required, float(self._task.args["timeout"]))
         except UserError as error:
             return {"failed": True, "msg": str(error)}
 
@@ -56,32 +58,35 @@ class ActionModule(ActionBase):
                 )
         return replies
 
-    def _bring(self, wanted: dict[str, dict[str, Any]], timeout: float) -> dict[str, Any]:
+    def _bring(
+        self, wanted: dict[str, dict[str, Any]], required: dict[str, dict[str, Any]], timeout: float
+    ) -> dict[str, Any]:
+        """`wanted` are all nodes of the inventory, `required` those that this run must bring up (--limit)."""
         approved: list[str] = []
         deadline = time.monotonic() + timeout
-        paths = ["/api/v1/nodes", self._csrs, *(f"/api/v1/nodes/{name}{_KUBELET}" for name in wanted)]
+        paths = ["/api/v1/nodes", self._csrs, *(f"/api/v1/nodes/{name}{_KUBELET}" for name in required)]
         questions = [{"method": "GET", "path": path} for path in paths]
         while True:
             try:
                 listed, csrs, *kubelets = self._ask(questions)
             except UserError:
                 if self._task.check_mode:
-                    return {"changed": True, "approved": [], "missing": list(wanted)}
+                    return {"changed": True, "approved": [], "missing": list(required)}
                 raise
             open_csrs = [csr for csr in csrs["body"]["items"] if nodes.is_open(csr)]
             refused = {csr["metadata"]["name"]: nodes.objections(csr, wanted) for csr in open_csrs}
             good = [csr for csr in open_csrs if not refused[csr["metadata"]["name"]]]
             bad = {name: reasons for name, reasons in refused.items() if reasons}
-            absent = nodes.missing(list(wanted), listed["body"]["items"])
+            absent = nodes.missing(list(required), listed["body"]["items"])
             if self._task.check_mode:
                 return {"changed": bool(good or absent), "approved": [], "missing": absent}
             if good:
                 self._approve(good)
                 approved += [csr["spec"]["username"] for csr in good]
                 continue
-            mute = [name for name, answer in zip(wanted, kubelets, strict=True) if answer["status"] != 200]
+            mute = [name for name, answer in zip(required, kubelets, strict=True) if answer["status"] != 200]
             if not absent and (not mute or bad):
-                return self._conclude(wanted, approved, bad)
+                return self._conclude(required, approved, bad)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"no answer of the kubelet to the API server within {timeout:.0f} s: {', '.join(absent or mute)}",
@@ -106,11 +111,11 @@ class ActionModule(ActionBase):
         )
 
     def _conclude(
-        self, wanted: dict[str, dict[str, Any]], approved: list[str], bad: dict[str, list[str]]
+        self, required: dict[str, dict[str, Any]], approved: list[str], bad: dict[str, list[str]]
     ) -> dict[str, Any]:
         marked = self._execute_module(
             module_name="kubewright_objects",
-            module_args={**self._server(), "objects": [nodes.marks(node) for node in wanted.values()]},
+            module_args={**self._server(), "objects": [nodes.marks(node) for node in required.values()]},
             task_vars=self._vars,
         )
         if marked.get("failed"):

@@ -62,6 +62,10 @@ class ActionModule(ActionBase):
         self._module("kubewright_objects", **self._server(), objects=objects)
         machines = self._cluster["machines"].values()
         nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
+        # Machines that --limit leaves out take part when they are up, and are not waited for when they are not.
+        up = {item["metadata"]["name"] for item in self._get("/api/v1/nodes")["items"] if _ready(item)}
+        here = set(self._vars["ansible_play_hosts"])
+        nodes = {node: name for node, name in nodes.items() if name in here or node in up}
         deadline = time.monotonic() + float(self._task.args["timeout"])
         while True:
             items = self._get(f"/api/v1/namespaces/{self._namespace}/pods").get("items", [])

@@ -92,6 +92,31 @@ def authority(wanted: Authority, key: PrivateKey, now: datetime) -> x509.Certifi
     )
 
 
+def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    try:
+        identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        identifier = x509.SubjectKeyIdentifier.from_public_key(ca.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def unfit_authority(certificate: x509.Certificate, now: datetime) -> str:
+    """Why a certificate cannot issue others (RFC 5280, 4.2.1.9 and 4.2.1.3); empty when it can."""
+    try:
+        if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return "is no CA: its basic constraints say so"
+    except x509.ExtensionNotFound:
+        return "is no CA: it has no basic constraints"
+    try:
+        if not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign:
+            return "is a CA whose key usage lacks the signing of certificates"
+    except x509.ExtensionNotFound:
+        pass  # no restriction
+    if now >= certificate.not_valid_after_utc:
+        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    return ""
+
+
 def alternative_names(wanted: Certificate) -> list[x509.GeneralName]:
     """DNS names and addresses in the order of the specification."""
     return [x509.DNSName(h) if isinstance(h, str) else x509.IPAddress(h) for h in wanted.hosts]
@@ -119,12 +144,7 @@ def leaf(
         .add_extension(leaf_key_usage(key), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages(wanted)), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-                ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-            ),
-            critical=False,
-        )
+        .add_extension(_authority_key_identifier(ca), critical=False)
     )
     names = alternative_names(wanted)
     if names:

@@ -99,6 +99,12 @@ def _authority(
         )
     if not issue.matches(key, certificate):
         raise StoreError(f"{key_path} is not the key of {path}", "restore both files from a backup")
+    unfit = issue.unfit_authority(certificate, now)
+    if unfit:
+        raise StoreError(
+            f"{path} ({certificate.subject.rfc4514_string()}) {unfit}",
+            f"put a CA certificate and its key there, or move both files away to have a new CA made for {wanted.name}",
+        )
     warning = ""
     if issue.subject(wanted.cn, ()) != certificate.subject:
         warning = (
@@ -123,6 +129,13 @@ def _names(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [str(name.value) for name in names]
+
+
+def _usages(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
+    try:
+        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        return []
 
 
 def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
@@ -151,8 +164,7 @@ def _reasons(
     if certificate.subject != issue.subject(wanted.cn, wanted.o):
         reasons.append(f"subject was {certificate.subject.rfc4514_string()}")
     reasons += _difference("SAN", _names(certificate), [str(h) for h in wanted.hosts])
-    eku = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    if list(eku) != issue.usages(wanted):
+    if _usages(certificate) != issue.usages(wanted):
         reasons.append(f"usage is not {wanted.usage}")
     if _kind(key) != wanted.key:
         reasons.append(f"key is {_kind(key).algo} {_kind(key).size}, wanted {wanted.key.algo} {wanted.key.size}")

@@ -26,7 +26,7 @@ _KEYS = {
     "input_stage",
     "unit",
     "health",
-    "leader",
+    "member",
     "images",
 }
 _SYSTEMD = "etc/systemd/system/"
@@ -150,7 +150,7 @@ def expand(
         "inputs": [str(p) for p in component.get("inputs", [])],
         "unit": unit,
         "health": {"timeout": float(health.get("timeout", 60)), "checks": list(health.get("checks", []))},
-        "leader": component.get("leader"),
+        "member": component.get("member"),
         "images": images,
     }
     return Declared(wire, contents, sources, str(component.get("input_stage", "pki")))

@@ -100,6 +100,13 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -
                 f"{name}: its etcd member ran before and its data in etcd_data_dir is gone; a new empty member would "
                 "split the cluster: remove the member with etcdctl member remove and add it again first"
             )
+        address = str(cluster.machine(name).address)
+        if name in formed and known["etcd_data"] and known["etcd_peer"] not in ("", address):
+            found.append(
+                f"{name}: the other etcd members know it at {known['etcd_peer']}, the inventory has {address}; set "
+                f"machine_address back, or first run etcdctl member update ID --peer-urls=https://{address}:2380 and "
+                "write the same into /opt/etcd/cfg/etcd there"
+            )
         if formed and name not in formed and not known["etcd_data"]:
             found.append(
                 f"{name}: is not a member of the etcd cluster that {', '.join(formed)} formed; adding a member to a "

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubepki import describe, reconcile, spec, store
+from kubepki import describe, issue, reconcile, spec, store
 from kubepki.errors import SpecError, StoreError
 
 NOW = datetime.now(UTC)
@@ -298,3 +301,60 @@ def test_a_certificate_in_words(issued: Path) -> None:
     assert (describe.pem(bundle) or "").count("is a CA") == 2
     assert describe.pem((issued / "server-key.pem").read_bytes()) is None
     assert describe.pem(b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n") is None
+
+
+def _own_ca(directory: Path, *extensions: x509.ExtensionType, days: int = 900) -> None:
+    """Somebody else's CA in the place of etcd's."""
+    directory.mkdir(mode=0o700)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = issue.subject("corporate CA", ("example",))
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(days=1000))
+        .not_valid_after(NOW - timedelta(days=1000) + timedelta(days=1000 + days))
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
+    store.write(directory / "etcd-ca-key.pem", issue.key_pem(key), 0o600)
+    store.write(directory / "etcd-ca.pem", builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
+
+
+CA = x509.BasicConstraints(ca=True, path_length=0)
+
+
+def test_a_ca_without_key_identifier_issues(tmp_path: Path) -> None:
+    directory = tmp_path / "pki"
+    _own_ca(directory, CA)
+    reconcile.apply(spec.parse(DATA), directory, NOW)
+    command = ["openssl", "verify", "-CAfile", str(directory / "etcd-ca.pem"), str(directory / "server.pem")]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert reasons(directory, DATA) == {}
+
+
+@pytest.mark.parametrize(
+    ("extensions", "days", "message"),
+    [
+        ([], 900, "is no CA: it has no basic constraints"),
+        ([x509.BasicConstraints(ca=False, path_length=None)], 900, "is no CA: its basic constraints say so"),
+        ([CA, issue.leaf_key_usage(ec.generate_private_key(ec.SECP256R1()))], 900, "lacks the signing of certificates"),
+        ([CA], -1, r"expired on \d{4}-"),
+    ],
+)
+def test_what_cannot_issue_is_refused(
+    tmp_path: Path, extensions: list[x509.ExtensionType], days: int, message: str
+) -> None:
+    directory = tmp_path / "pki"
+    _own_ca(directory, *extensions, days=days)
+    with pytest.raises(StoreError, match=message):
+        reconcile.apply(spec.parse(DATA), directory, NOW)
+    assert sorted(p.name for p in directory.iterdir()) == [".lock", "etcd-ca-key.pem", "etcd-ca.pem"]
+
+
+def test_a_certificate_without_usage_is_made_anew(tmp_path: Path) -> None:
+    directory = fresh(tmp_path)
+    key = store.read_key(directory / "client-key.pem")
+    assert key
+    name = issue.subject("admin", ("system:masters",))
+    bare = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW, NOW + timedelta(days=9))
+    store.write(directory / "client.pem", bare.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
+    assert reasons(directory, DATA) == {"client": "issuer changed; usage is not client"}

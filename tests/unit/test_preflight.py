@@ -18,6 +18,7 @@ GOOD: dict[str, Any] = {
     "machine_id": "a",
     "components": [],
     "etcd_data": False,
+    "etcd_peer": "",
 }
 
 
@@ -73,6 +74,20 @@ def test_etcd_is_new_only_when_no_member_was_ever_healthy() -> None:
 
 def test_a_first_run_that_was_killed_may_go_on() -> None:
     assert problems(facts(node01={"etcd_data": True})) == []
+
+
+def test_a_member_keeps_its_address() -> None:
+    lived = {"components": ["etcd"], "etcd_data": True}
+    known = {
+        "master01": {**lived, "etcd_peer": "192.168.80.10"},
+        "node01": {**lived, "etcd_peer": "192.168.80.91"},
+        "node02": lived,
+    }
+    found = problems(facts(**known))
+    assert len(found) == 1
+    assert found[0].startswith(
+        "node01: the other etcd members know it at 192.168.80.91, the inventory has 192.168.80.11"
+    )
 
 
 def test_lost_etcd_data_never_becomes_a_new_member() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from kubewright.errors import UserError
 from kubewright.turnstile import Turnstile
 
 HOSTS = ["a", "b", "c"]
@@ -11,12 +15,13 @@ HOSTS = ["a", "b", "c"]
 
 def _worker(directory: Path, host: str, leader: bool, log: Path) -> None:
     turnstile = Turnstile(directory, host, HOSTS)
-    with turnstile.turn(last=leader, patience=10):
+    with turnstile, turnstile.turn(last=leader, patience=10):
         with log.open("a") as stream:
             stream.write(f"begin {host}\n")
         time.sleep(0.05)
         with log.open("a") as stream:
             stream.write(f"end {host}\n")
+        turnstile.report("done")
 
 
 def test_one_at_a_time_and_the_leader_last(tmp_path: Path) -> None:
@@ -45,6 +50,32 @@ def test_a_host_that_needs_no_turn_is_not_waited_for(tmp_path: Path) -> None:
     with Turnstile(tmp_path, "a", HOSTS).turn(last=True, patience=30):
         pass
     assert time.monotonic() - begin < 5
+
+
+def test_nobody_gets_a_turn_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionError), Turnstile(tmp_path, "a", HOSTS) as first, first.turn(last=False, patience=0.3):
+        raise ConnectionError
+    for host in ("b", "c"):
+        turnstile = Turnstile(tmp_path, host, HOSTS)
+        # Who is refused has not failed: the message goes on naming only the first.
+        with (
+            pytest.raises(UserError, match="because a failed before its turn"),
+            turnstile,
+            turnstile.turn(last=False, patience=0.3),
+        ):
+            raise AssertionError("had a turn")
+
+
+def test_what_is_only_started_goes_first(tmp_path: Path) -> None:
+    starting = Turnstile(tmp_path, "b", HOSTS)
+    starting.report("starting")
+    Turnstile(tmp_path, "c", HOSTS).report("done")
+    threading.Timer(0.5, starting.report, ["failed"]).start()
+    with (
+        pytest.raises(UserError, match="because b failed"),
+        Turnstile(tmp_path, "a", HOSTS).turn(last=False, patience=9),
+    ):
+        raise AssertionError("had a turn")
 
 
 def test_patience_ends(tmp_path: Path) -> None:

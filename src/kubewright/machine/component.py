@@ -12,7 +12,7 @@ Declaration of one component (all paths absolute):
   inputs       [path]   files that other stages put there; a change needs a restart
   unit         name of the systemd unit, or ""
   health       {timeout, checks}
-  leader       the etcd endpoint {url, ca, cert, key} of this machine's member where a leader exists, or none
+  member       the endpoint {url, ca, cert, key} of this machine's etcd member, for a component that is one, or none
   images       [{reference, id, sha256}]   archives to load into Docker once the component's service answers
 """
 
@@ -163,8 +163,8 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
         relevant |= {binary["link"] for binary in declared["binaries"]}
         altered = any(d["path"] in relevant for d in differences)
         result["restart"], result["running"] = _restart_reason(declared, state, altered, cache)
-        if result["restart"] and result["running"] and declared.get("leader"):
-            result["leader"] = _leads(declared["leader"])
+        if result["restart"] and result["running"] and declared.get("member"):
+            result["leader"] = _leads(declared["member"])
     for image in declared["images"]:
         if docker.image_id(image["reference"]) != image["id"]:
             differences.append({"kind": "image", "path": image["reference"], "reason": "missing", "content": True})
@@ -242,15 +242,32 @@ def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any]
     return None
 
 
+def _refusal(components: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
+    """Why a running service must not be interrupted now; empty when it may be."""
+    for component, finding in zip(components, found):
+        if component["member"] and finding["restart"] and finding["running"]:
+            try:
+                reason = etcd.quorum_depends_on(component["member"])
+            except etcd.EtcdError:
+                continue  # without an answer there is no quorum that could be lost
+            if reason:
+                return reason
+    return ""
+
+
 def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged: dict[str, str]) -> dict[str, Any]:
     """Bring every component to its declaration; stops at the first service that does not become healthy.
 
     `contents`: path -> base64 of files to write. `staged`: SHA-256 -> path of a transferred binary.
-    Returns {restarted: [unit], seconds: {name: float}, failure: None or {...}}.
+    Returns {restarted: [unit], seconds: {name: float}, refusal: text, failure: None or {...}}; after a refusal nothing
+    has been changed.
     """
     cache = files.DigestCache()
     states = systemd.states([c["unit"] for c in components if c["unit"]])
     found = [inspect(component, cache, states) for component in components]
+    result: dict[str, Any] = {"restarted": [], "seconds": {}, "refusal": _refusal(components, found), "failure": None}
+    if result["refusal"]:
+        return result
     for component, finding in zip(components, found):
         _place(component, contents, staged, finding)
     touched_units = any(
@@ -258,7 +275,6 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     )
     if touched_units or any(s.get("NeedDaemonReload") == "yes" for s in states.values()):
         systemd.daemon_reload()
-    result: dict[str, Any] = {"restarted": [], "seconds": {}, "failure": None}
     for component, finding in zip(components, found):
         if any(d["kind"] == "enable" for d in finding["differences"]):
             systemd.enable(component["unit"])

@@ -39,6 +39,35 @@ def leads(endpoint: dict[str, Any]) -> bool:
     return bool(status.get("leader")) and status["leader"] == status["header"]["member_id"]
 
 
+def quorum_depends_on(endpoint: dict[str, Any]) -> str:
+    """Why stopping the member behind this endpoint would take the quorum of its cluster away; empty when it would not.
+
+    Clusters of one or two members cannot do without any, and are not held up. Learners do not vote (etcd, learner
+    design), so they do not count.
+    """
+    own = _call(endpoint, "/v3/maintenance/status", {})["header"]["member_id"]
+    voters = [m for m in _call(endpoint, "/v3/cluster/member/list", {})["members"] if not m.get("isLearner")]
+    quorum = len(voters) // 2 + 1
+    if len(voters) < 3 or all(member["ID"] != own for member in voters):
+        return ""
+    down = []
+    for member in voters:
+        if member["ID"] == own:
+            continue
+        urls = member.get("clientURLs") or []
+        checks = [{**endpoint, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'} for url in urls]
+        # A member without client URLs has never started.
+        if not any(health.probe(check) == "" for check in checks):
+            down.append(member.get("name") or member["ID"])
+    left = len(voters) - 1 - len(down)
+    if left >= quorum or left + 1 < quorum:
+        return ""
+    return (
+        f"restarting this etcd member would stop the cluster: {', '.join(sorted(down))} of {len(voters)} members does "
+        f"not answer, and {quorum} must run. Nothing was changed here. Bring it back first: journalctl -u etcd there"
+    )
+
+
 def get(endpoint: dict[str, Any], key: str) -> str | None:
     """Value of a key, None when there is no such key."""
     found = _call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")

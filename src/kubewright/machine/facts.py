@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import component
 
@@ -72,6 +73,14 @@ def _free(path: str) -> int:
     return shutil.disk_usage(path).free
 
 
+def _peer_host(config: str) -> str:
+    """The address at which the other members know this machine's etcd member; empty when there is none."""
+    for line in config.splitlines():
+        if line.startswith("ETCD_INITIAL_ADVERTISE_PEER_URLS="):
+            return urlsplit(line.partition("=")[2]).hostname or ""
+    return ""
+
+
 def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any]:
     """Facts of this machine.
 
@@ -100,6 +109,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any
         "has_pki": any(os.path.exists(path) for path in ("/opt/kubernetes/ssl/ca.pem", "/opt/etcd/ssl/ca.pem")),
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
+        "etcd_peer": _peer_host(_read("/opt/etcd/cfg/etcd")),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),
         "now": time.time(),
     }

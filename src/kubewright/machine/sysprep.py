@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from typing import Any, Callable
 
-from . import files, systemd
+from . import component, files, systemd
 
 _FIREWALLS = ("firewalld.service", "ufw.service")
 _HOSTS_BEGIN, _HOSTS_END = "# BEGIN kubewright", "# END kubewright"
@@ -216,8 +216,15 @@ def limits(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
 
 
 def iptables(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
-    """`flush: true` empties the tables that the documents empty. Never the default: it cuts a living cluster."""
-    if not wanted["flush"]:
+    """`flush: true` empties the tables of a machine that is about to become part of a cluster.
+
+    Where a component of ours has ever run the rules are the cluster's, and stay.
+    """
+    if not wanted["flush"] or os.path.isdir(component.RECORDS):
+        return []
+    saved = _run("iptables-save").splitlines()
+    # Built-in chains have a policy, others a dash.
+    if not any(line.startswith("-A") or (line.startswith(":") and line.split()[1] == "-") for line in saved):
         return []
     if not check:
         for arguments in (["-F"], ["-t", "nat", "-F"], ["-t", "mangle", "-F"], ["-X"]):
