@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
                 states += _warnings(self._get(f"/api/v1/namespaces/{self._namespace}/events").get("items", []))
                 self._clean()
                 raise UserError(
-                    f"test pods not ready on {', '.join(missing)}: {'; '.join(states)}",
+                    f"test pods not ready on {', '.join(missing)}: {'; '.join(dict.fromkeys(states))}",
                     "look at journalctl -u kubelet and -u docker there; are the stages flannel and bootstrap done?",
                 )
             time.sleep(_POLL_SECONDS)
@@ -199,4 +199,6 @@ def _state(pod: dict[str, Any]) -> str:
     for condition in pod["status"].get("conditions") or []:
         if condition["status"] != "True" and condition.get("message"):
             return f"{where}: {condition['message']}"
+    if not pod["spec"].get("nodeName"):
+        return "no scheduler has looked at the pod: see journalctl -u kube-scheduler on the masters"
     return f"{where}: {pod['status'].get('phase')}"

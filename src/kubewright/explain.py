@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_SHOWN_LINES = 15
+
 # Log line -> what it usually means. First match wins; ordered from specific to general.
 _CAUSES: Sequence[tuple[str, str]] = (
     (r"address already in use", "another process holds the port: see `ss -ltnp`"),
@@ -28,23 +30,26 @@ _CAUSES: Sequence[tuple[str, str]] = (
 )  # fmt: skip
 
 
-def likely_cause(lines: Sequence[str]) -> str:
-    """The first known cause that a log line points to; empty when none does."""
-    text = "\n".join(lines)
+def likely_cause(lines: Sequence[str]) -> tuple[str, str]:
+    """The first known cause that a log line points to, and the last such line; empty texts when none does."""
     for pattern, cause in _CAUSES:
-        if re.search(pattern, text, re.IGNORECASE):
-            return cause
-    return ""
+        for line in reversed(lines):
+            if re.search(pattern, line, re.IGNORECASE):
+                return cause, line
+    return "", ""
 
 
 def failure(host: str, evidence: Mapping[str, Any]) -> str:
     """The message for a service that did not become healthy: reason, likely cause, last log lines, where to look."""
-    journal = [str(line) for line in evidence["journal"]]
-    cause = likely_cause([*journal, str(evidence["reason"])])
+    journal = [str(line)[:400] for line in evidence["journal"]]
+    cause, line = likely_cause([*journal, str(evidence["reason"])])
     parts = [f"{evidence['unit']} on {host} did not become healthy: {evidence['reason']}"]
+    last = journal[-_SHOWN_LINES:]
     if cause:
         parts.append(f"likely cause: {cause}")
+        # A service that prints its manual after the error pushes it out of sight.
+        parts += [f"because of: {line.strip()}"] if line in journal and line not in last else []
     parts.append("last log lines:")
-    parts += [f"  {line[:400]}" for line in journal] or ["  (the unit logged nothing)"]
+    parts += [f"  {line}" for line in last] or ["  (the unit logged nothing)"]
     parts.append(f"more: journalctl -u {evidence['unit']} on {host}; the same command again resumes the run")
     return "\n".join(parts)

@@ -18,5 +18,13 @@ def test_a_failure_says_reason_cause_log_and_where_to_look() -> None:
     assert "journalctl -u etcd.service" in text
 
 
+def test_the_line_that_tells_is_shown_however_far_above() -> None:
+    journal = ["Error: unknown flag: --no-such-flag", "Usage:", *(f"  --flag-{number}" for number in range(200))]
+    text = explain.failure("m", {"unit": "u.service", "reason": "it ends again and again", "journal": journal})
+    assert "does not know a flag" in text
+    assert "because of: Error: unknown flag: --no-such-flag" in text
+    assert len(text.splitlines()) < 22
+
+
 def test_unknown_trouble_invents_no_cause() -> None:
-    assert explain.likely_cause(["something new"]) == ""
+    assert explain.likely_cause(["something new"]) == ("", "")

@@ -119,7 +119,8 @@ def probe(check: dict[str, Any]) -> str:
 
 def wait(unit: str, checks: list[dict[str, Any]], timeout: float) -> str:
     """Wait until the unit is active and every check is healthy; empty text, or why it is not after `timeout` s."""
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
+    deadline = begin + timeout
     first = systemd.states([unit]).get(unit, {})
     restarts = int(first.get("NRestarts") or 0)
     while True:
@@ -134,9 +135,12 @@ def wait(unit: str, checks: list[dict[str, Any]], timeout: float) -> str:
                     break
         if not reason:
             return ""
-        looping = int(state.get("NRestarts") or 0) - restarts >= _RESTARTS_ARE_FAILURE
-        if state.get("ActiveState") == "failed" or looping:
+        if state.get("ActiveState") == "failed":
             return f"{unit} is {systemd.summary(state)}"
+        again = int(state.get("NRestarts") or 0) - restarts
+        if again >= _RESTARTS_ARE_FAILURE:
+            waited = time.monotonic() - begin
+            return f"it ends again and again: systemd has restarted it {again} times within {waited:.0f} s"
         if time.monotonic() >= deadline:
             return f"{reason} (waited {timeout:.0f} s)"
         time.sleep(_INTERVAL)

@@ -58,7 +58,7 @@ def stop(unit: str) -> None:
     _check(_run("systemctl", "stop", unit), f"systemctl stop {unit}")
 
 
-def journal(unit: str, invocation: str = "", lines: int = 15) -> list[str]:
+def journal(unit: str, invocation: str = "", lines: int = 300) -> list[str]:
     """The last log lines of the unit, of one invocation where it is known."""
     scope = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["-u", unit]
     reply = _run("journalctl", "--no-pager", "-q", "-o", "cat", "-n", str(lines), *scope)
