@@ -1,0 +1,1 @@
+"""First contact with machines: host keys recorded, a public key handed over, and what they are, over SSH."""
