@@ -46,7 +46,7 @@ class Tools:
             self.env["PATH"] = os.environ["PATH"]
             self.etcd = str(shutil.which("etcd"))
             return
-        root = _unpacked()
+        root = unpacked()
         libraries = root / "usr/lib/x86_64-linux-gnu"
         if not libraries.is_dir():
             libraries = next((root / "usr/lib").glob("*-linux-gnu"))
@@ -58,21 +58,22 @@ class Tools:
 
     def use_iptables(self, kind: str) -> None:
         """Let `iptables` be its "legacy" or its "nft" kind."""
-        multi = _unpacked() / f"usr/sbin/xtables-{kind}-multi"
+        multi = unpacked() / f"usr/sbin/xtables-{kind}-multi"
         for name in ("iptables", "iptables-save", "iptables-restore"):
             (self.bin / name).unlink(missing_ok=True)
             (self.bin / name).symlink_to(multi)
 
 
-def _unpacked() -> Path:
+def unpacked(packages: tuple[str, ...] = _PACKAGES, name: str = "root") -> Path:
+    """The directory `name` of the cache, where these Debian packages are unpacked: nothing of them is installed."""
     cache = Path(os.environ.get("KUBEWRIGHT_CACHE", Path.home() / ".cache/kubewright")) / "test-tools"
-    root = cache / "root"
+    root = cache / name
     if not root.is_dir():
-        scratch = cache / f"new-{os.getpid()}"
+        scratch = cache / f"new-{name}-{os.getpid()}"
         scratch.mkdir(parents=True)
         try:
             subprocess.run(
-                ["apt-get", "-q", "download", *_PACKAGES], cwd=scratch, check=True, capture_output=True, timeout=120
+                ["apt-get", "-q", "download", *packages], cwd=scratch, check=True, capture_output=True, timeout=120
             )
             for package in scratch.glob("*.deb"):
                 subprocess.run(["dpkg-deb", "-x", str(package), str(scratch / "root")], check=True, timeout=60)
