@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kubewright.cache import cache_directory
+
 PREFIX = "/coreos.com/network"
 ETCD_ADDRESS = "192.168.60.254"
 _PACKAGES = (
@@ -66,7 +68,7 @@ class Tools:
 
 def unpacked(packages: tuple[str, ...] = _PACKAGES, name: str = "root") -> Path:
     """The directory `name` of the cache, where these Debian packages are unpacked: nothing of them is installed."""
-    cache = Path(os.environ.get("KUBEWRIGHT_CACHE", Path.home() / ".cache/kubewright")) / "test-tools"
+    cache = cache_directory() / "test-tools"
     root = cache / name
     if not root.is_dir():
         scratch = cache / f"new-{name}-{os.getpid()}"

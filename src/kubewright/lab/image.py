@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from kubewright.cache import cache_directory
 from kubewright.errors import UserError
 from kubewright.lab.apt import AptSource, host_source
 from kubewright.lab.host import require_space
@@ -131,7 +132,7 @@ _NEEDED_SPACE = 2 * 2**30
 
 def images_directory() -> Path:
     """Return where images are cached: `$KUBEWRIGHT_CACHE` or `~/.cache/kubewright`, below it `images`."""
-    return Path(os.environ.get("KUBEWRIGHT_CACHE") or Path.home() / ".cache/kubewright") / "images"
+    return cache_directory() / "images"
 
 
 def digest(suite: str) -> str:
