@@ -9,6 +9,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from kubewright.artifacts.catalog import Catalog, Settings
+from kubewright.artifacts.store import Artifact
 from kubewright.errors import UserError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -21,38 +22,38 @@ class ActionModule(ActionBase):
     _requires_connection = False
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return name -> {version, path, sha256, image}; in check mode what is missing has no path and no digest."""
+        """Return the fact; in check mode what is missing has no path, no digest and no size."""
         super().run(tmp, task_vars)
         arguments = self._task.args
-        settings = Settings(
-            source=str(arguments["source"]),
-            lock_file=_ROOT / "artifacts.lock.yml",
-            mirror_url=str(arguments.get("mirror_url") or ""),
-            directory=str(arguments.get("directory") or ""),
-            kubernetes_version=str(arguments.get("kubernetes_version") or ""),
-        )
         try:
+            settings = Settings(
+                source=str(arguments["source"]),
+                lock_file=_ROOT / "artifacts.lock.yml",
+                mirror_url=str(arguments.get("mirror_url") or ""),
+                directory=str(arguments.get("directory") or ""),
+                kubernetes_version=str(arguments.get("kubernetes_version") or ""),
+            )
             catalog = Catalog(settings, Display().display)
-            names = [str(name) for name in arguments["names"]]
-            if self._task.check_mode:
-                found = {name: catalog.cached(name) for name in names}
-            else:
-                found = dict(catalog.obtain(names))
+            found = {str(name): catalog.cached(str(name)) for name in arguments["names"]}
+            missing = [name for name, artifact in found.items() if artifact is None]
+            if not self._task.check_mode:
+                found.update(catalog.obtain(list(found)))
+            facts = {name: _fact(catalog, name, artifact) for name, artifact in found.items()}
+            versions = "".join(f"{name} {fact['version']}\n" for name, fact in facts.items() if name in missing)
         except UserError as error:
             return {"failed": True, "msg": str(error)}
-        missing = [name for name, artifact in found.items() if artifact is None]
-        return {
-            "changed": bool(missing),
-            "missing": missing,
-            "ansible_facts": {
-                "artifacts": {
-                    name: {
-                        "version": artifact.version if artifact else catalog.version(name),
-                        "path": str(artifact.path) if artifact else "",
-                        "sha256": artifact.sha256 if artifact else "",
-                        "image": dict(artifact.image or {}) if artifact else {"reference": name, "id": ""},
-                    }
-                    for name, artifact in found.items()
-                }
-            },
-        }
+        result = {"changed": bool(missing), "missing": missing, "ansible_facts": {"artifacts": facts}}
+        if missing and self._task.diff:
+            result["diff"] = {"before_header": "cache", "after_header": "cache", "before": "", "after": versions}
+        return result
+
+
+def _fact(catalog: Catalog, name: str, artifact: Artifact | None) -> dict[str, Any]:
+    return {
+        "version": catalog.version(name),
+        "kind": catalog.kind(name),
+        "path": str(artifact.path) if artifact else "",
+        "sha256": artifact.sha256 if artifact else "",
+        "size": artifact.size if artifact else 0,
+        "image": dict(artifact.image or {}) if artifact else {"reference": name, "id": ""},
+    }

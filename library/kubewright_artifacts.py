@@ -21,7 +21,8 @@ options:
     description: Base URL of a mirror.
     type: str
   directory:
-    description: Directory of the source local.
+    description: >-
+      Directory of the source local; a static C(busybox) in it is what images are made of, whatever the source.
     type: str
   kubernetes_version:
     description: Version of Kubernetes; empty is the locked one.
@@ -38,7 +39,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ansible_facts:
-  description: The fact C(artifacts).
+  description: >-
+    The fact C(artifacts): by name version, kind (binary or image), path, sha256 and size in bytes of the file on the
+    controller, and of images reference and id (C(image)). In check mode what is missing has an empty path and digest,
+    and the size 0.
   type: dict
+  returned: success
+missing:
+  description: Names of what was not in the cache before.
+  type: list
+  elements: str
   returned: success
 """

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
-import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from kubewright.artifacts import debian, download, images, kubernetes_build, local
+from kubewright.artifacts import debian, elf, images, kubernetes_build
+from kubewright.artifacts.download import check_address
+from kubewright.artifacts.local import LocalDirectory
 from kubewright.artifacts.lock import KUBERNETES, Entry, Lock, load
-from kubewright.artifacts.store import Artifact, Store, cache_directory
+from kubewright.artifacts.releases import Releases
+from kubewright.artifacts.store import Artifact, Store, WrongContentError
+from kubewright.cache import cache_directory
 from kubewright.errors import UserError
+from kubewright.versions import Version
 
 SOURCES = ("upstream", "mirror", "local", "debian")
 FLANNELD = "flanneld"
+_BUSYBOX = "busybox"
+# What comes from the same place whatever the source is.
+_HERE, _USERS_BUSYBOX, _DEBIANS_BUSYBOX = "this repository", "busybox of artifacts_dir", "Debian's busybox"
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where artifacts come from. `kubernetes_version` empty: the locked one."""
+    """Where artifacts come from. `kubernetes_version` empty: the locked one. `directory`: artifacts_dir."""
 
     source: str
     lock_file: Path
@@ -33,220 +39,224 @@ class Settings:
     kubernetes_version: str = ""
     cache: Path = field(default_factory=cache_directory)
 
+    def check(self) -> None:
+        """UserError when they contradict each other."""
+        if self.source not in SOURCES:
+            raise UserError(f"artifacts_source: {self.source!r}", f"it must be one of {', '.join(SOURCES)}")
+        if self.source == "mirror":
+            if not self.mirror_url:
+                raise UserError("artifacts_mirror_url is empty", "set it to the base URL of your mirror")
+            check_address("artifacts_mirror_url", self.mirror_url)
+        if self.source == "local" and not self.directory:
+            raise UserError("artifacts_dir is empty", "set it to the directory with the releases' binaries or archives")
+        try:
+            Path(self.directory).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"artifacts_dir: {self.directory!r}: {error}", "write the path in full") from error
+
 
 class Catalog:
     """Obtains artifacts for one run."""
 
     def __init__(self, settings: Settings, progress: Progress) -> None:
-        if settings.source not in SOURCES:
-            raise UserError(f"artifacts_source: {settings.source!r}", f"it must be one of {', '.join(SOURCES)}")
+        settings.check()
         self._settings = settings
         self._progress = progress
         self._lock: Lock = load(settings.lock_file)
         self._store = Store(settings.cache)
-        self._apt = debian.Apt(settings.cache / "apt")
+        self._directory = LocalDirectory(Path(settings.directory).expanduser())
+        self._apt = debian.Apt(settings.cache / "apt", progress)
+        self._builder = kubernetes_build.Builder(
+            settings.cache / "build", self._lock.kubernetes, self._apt, self._store.scratch, progress
+        )
+        mirror = settings.mirror_url if settings.source == "mirror" else ""
+        self._releases = Releases(self._lock, self._store, settings.cache / "download", mirror, progress)
 
     def _entry(self, name: str) -> Entry:
         if name == FLANNELD:
             return Entry(FLANNELD, flanneld_version(), "binary", {})
         entry = self._lock.entry(name)
-        wanted = self._settings.kubernetes_version
-        if name not in KUBERNETES or not wanted or wanted == entry.version:
+        if name not in KUBERNETES or not self._settings.kubernetes_version:
             return entry
-        if self._settings.source == "debian":
+        wanted = str(Version.parse(self._settings.kubernetes_version))
+        if self._settings.source == "debian" and wanted != entry.version:
             raise UserError(
                 f"kube_version: {wanted} cannot be built from Debian's source package, which is {entry.version}",
                 "use artifacts_source: upstream, mirror or local for other versions",
             )
         return Entry(name, wanted, entry.kind, entry.sources)
 
-    def key(self, entry: Entry) -> str:
-        """Under which key an artifact is stored: whatever decides its content is in it."""
-        # Images are assembled here from Debian's busybox, whatever the source of the binaries is.
-        source = "debian" if entry.kind == "image" else self._settings.source
+    def _origin(self, entry: Entry) -> str:
+        """Where this artifact comes from: a source, or one of those that are the same whatever the source is."""
         if entry.name == FLANNELD:
+            return _HERE
+        if entry.kind == "image":
+            return _USERS_BUSYBOX if self._own_busybox() else _DEBIANS_BUSYBOX
+        return self._settings.source
+
+    def _own_busybox(self) -> bool:
+        return bool(self._settings.directory) and self._directory.holds(_BUSYBOX)
+
+    def key(self, name: str) -> str:
+        """Under which key an artifact is stored: whatever decides its content is in it."""
+        entry = self._entry(name)
+        source = self._settings.source
+        if name == FLANNELD:
             return f"flanneld/{entry.version}"
-        if source == "debian" and entry.name in KUBERNETES:
-            return f"debian/{entry.name}/{kubernetes_build.key(self._lock.kubernetes)}"
+        if entry.kind == "image":
+            base = (
+                self._directory.signature(_BUSYBOX) if self._own_busybox() else str(entry.sources["debian"]["sha256"])
+            )
+            return f"image/{name}/{entry.version}/{images.recipe(name, entry.reference)}/{base}"
+        if source == "debian" and name in KUBERNETES:
+            return f"debian/{name}/{kubernetes_build.key(self._lock.kubernetes)}"
         if source == "local":
-            state = local.signature(Path(self._settings.directory), _file_name(entry.name))
-            return f"local/{entry.name}/{entry.version}/{state}"
+            return f"local/{name}/{entry.version}/{self._directory.signature(_file_name(name))}"
         detail = entry.sources.get("debian" if source == "debian" else "upstream", {})
-        return f"{source}/{entry.name}/{entry.version}/{detail.get('sha256', '')}"
+        return f"{source}/{name}/{entry.version}/{detail.get('sha256', '')}"
 
     def cached(self, name: str) -> Artifact | None:
         """The artifact if it is in the store; a directory of the user's is read anew when its files changed."""
+        found = self._store.find(self.key(name))
+        if not found:
+            return None
+        sha256, image = found
         entry = self._entry(name)
-        found = self._store.find(self.key(entry))
-        return self._artifact(entry, *found) if found else None
+        path = self._store.path_of(sha256)
+        return Artifact(name, entry.version, path, sha256, path.stat().st_size, entry.kind, image or None)
 
     def version(self, name: str) -> str:
         """Version that would be obtained."""
         return self._entry(name).version
 
-    def _artifact(self, entry: Entry, sha256: str, image: dict[str, str]) -> Artifact:
-        path = self._store.path_of(sha256)
-        return Artifact(entry.name, entry.version, path, sha256, path.stat().st_size, entry.kind, image or None)
+    def kind(self, name: str) -> str:
+        """`binary` or `image`."""
+        return self._entry(name).kind
 
     def obtain(self, names: Collection[str]) -> dict[str, Artifact]:
         """All of them; what is missing is fetched or built."""
         found = {name: self.cached(name) for name in names}
         missing = [name for name, artifact in found.items() if artifact is None]
-        self._check_published(missing)
+        self._check_possible([self._entry(name) for name in missing])
         for name in missing:
             entry = self._entry(name)
-            if name not in KUBERNETES or self._settings.source != "debian":
+            if not self._is_built(entry):
                 self._progress(f"{name} {entry.version} from {self._origin(entry)}")
-            found[name] = self._artifact(entry, *self._get(entry))
-        return {name: artifact for name, artifact in found.items() if artifact is not None}
+            self._get(entry)
+            found[name] = self.cached(name)
+            if found[name] is None:
+                raise UserError(f"{name}: its files changed while they were read", "run again when they are complete")
+        self._store.use([self.key(name) for name in names])
+        return {name: artifact for name, artifact in found.items() if artifact}
 
-    def _check_published(self, names: Collection[str]) -> None:
-        """Before anything is downloaded: every file whose sha256 nobody publishes and the lock file does not give."""
-        if self._settings.source != "upstream":
-            return
-        entries = [self._entry(name) for name in names if name not in KUBERNETES and name != FLANNELD]
-        details = [entry.sources.get("upstream", {}) for entry in entries if entry.kind != "image"]
-        urls = sorted({str(d["url"]) for d in details if d and not d.get("sha256") and not d.get("checksum")})
-        if urls:
-            raise UserError(
-                f"no sha256 is published of {', '.join(urls)}",
-                f"get it from a place you trust and write it as `sha256:` beside each such `url:` in "
-                f"{self._settings.lock_file}; or use artifacts_source: local or mirror",
-            )
+    def _is_built(self, entry: Entry) -> bool:
+        return entry.name in KUBERNETES and self._settings.source == "debian"
 
-    def _origin(self, entry: Entry) -> str:
+    def _check_possible(self, missing: Collection[Entry]) -> None:
+        """Before anything is downloaded or built: everything that cannot be had at all, as a UserError."""
+        source = self._settings.source
+        packaged = [e for e in missing if self._origin(e) in ("debian", _DEBIANS_BUSYBOX) and not self._is_built(e)]
+        details = [entry.sources.get("debian", {}) for entry in packaged]
+        packages = [
+            (d["package"], d["version"]) for d in details if d and not self._apt.has(d["package"], d["version"])
+        ]
+        sources: list[tuple[str, str]] = []
+        if any(self._is_built(entry) for entry in missing) and not self._builder.result():
+            toolchain, sources = self._builder.requirements()
+            packages += toolchain
+        if packages or sources:
+            self._apt.require(packages, sources)
+        if source in ("upstream", "mirror"):
+            self._releases.check_published([e for e in missing if self._origin(e) == source])
+
+    def _get(self, entry: Entry) -> None:
+        """Put an artifact into the store."""
         if entry.name == FLANNELD:
-            return "this repository"
-        return "Debian's busybox" if entry.kind == "image" else self._settings.source
+            self._flanneld(entry)
+        elif entry.kind == "image":
+            self._image(entry)
+        elif self._is_built(entry):
+            self._build(entry)
+        elif self._settings.source == "debian":
+            self._package(entry)
+        elif self._settings.source == "local":
+            self._local(entry)
+        else:
+            self._releases.get(entry, self.key(entry.name))
 
-    def _get(self, entry: Entry) -> tuple[str, dict[str, str]]:
-        if entry.name == FLANNELD:
-            return self._flanneld(entry)
-        if entry.kind == "image":
-            return self._image(entry)
-        if self._settings.source == "debian":
-            return self._debian(entry)
-        if self._settings.source == "local":
-            return self._local(entry)
-        return self._download(entry)
-
-    def _add(self, entry: Entry, stream: BinaryIO, expected: str = "") -> tuple[str, dict[str, str]]:
-        return self._store.add(self.key(entry), stream, expected), {}
-
-    def _flanneld(self, entry: Entry) -> tuple[str, dict[str, str]]:
+    def _flanneld(self, entry: Entry) -> None:
         from kubewright import pyz  # noqa: PLC0415 - imports flanneld's dependencies, which only this one needs
 
-        with tempfile.TemporaryDirectory() as directory:
-            built = pyz.build_flanneld(Path(directory) / FLANNELD)
-            return self._add(entry, io.BytesIO(built.read_bytes()))
+        with self._store.scratch.directory() as directory, pyz.build_flanneld(directory / FLANNELD).open("rb") as built:
+            self._store.add(self.key(entry.name), built)
 
-    def _package(self, entry: Entry, directory: Path) -> Path:
-        detail = entry.sources["debian"]
+    def _unpacked(self, entry: Entry, directory: Path) -> Path:
+        """The artifact's file out of its Debian package."""
+        detail = entry.sources.get("debian")
+        if not detail:
+            raise UserError(f"{entry.name} has no Debian source", "use artifacts_source: upstream, mirror or local")
         deb = self._apt.fetch(detail["package"], detail["version"], detail["sha256"])
         debian.unpack(deb, directory)
         path = directory / str(detail["member"])
         if not path.is_file():
-            raise UserError(f"{deb.name} has no {detail['member']}", "correct artifacts.lock.yml")
+            raise UserError(f"{deb.name} has no {detail['member']}", f"correct {self._lock.path}")
         return path
 
-    def _debian(self, entry: Entry) -> tuple[str, dict[str, str]]:
-        if entry.name in KUBERNETES:
-            builder = kubernetes_build.Builder(
-                self._settings.cache / "build", self._lock.kubernetes, self._apt, self._progress
-            )
-            paths = builder.result() or builder.build()
-            with paths[entry.name].open("rb") as stream:
-                return self._add(entry, stream, builder.digest(entry.name))
-        with tempfile.TemporaryDirectory(dir=self._settings.cache) as directory:
-            path = self._package(entry, Path(directory))
-            with path.open("rb") as stream:
-                return self._add(entry, stream)
+    def _package(self, entry: Entry) -> None:
+        with (
+            self._store.scratch.directory() as directory,
+            self._unpacked(entry, directory).open("rb") as stream,
+        ):
+            self._store.add(self.key(entry.name), stream)
 
-    def _image(self, entry: Entry) -> tuple[str, dict[str, str]]:
-        with tempfile.TemporaryDirectory(dir=self._settings.cache) as directory:
-            busybox = self._package(entry, Path(directory))
+    def _build(self, entry: Entry) -> None:
+        path, claim = (self._builder.result() or self._builder.build())[entry.name]
+        try:
+            with path.open("rb") as stream:
+                self._store.add(self.key(entry.name), stream, claim)
+        except WrongContentError:
+            self._builder.discard()
+            raise
+
+    def _image(self, entry: Entry) -> None:
+        with self._store.scratch.directory() as directory:
+            busybox = self._users_busybox(directory) if self._own_busybox() else self._unpacked(entry, directory)
+            applets = images.applets_of(busybox)
             archive, identity = images.assemble(
-                entry.name, entry.reference, busybox.read_bytes(), images.applets_of(busybox), self._lock.architecture
+                entry.name, entry.reference, busybox.read_bytes(), applets, self._lock.architecture
             )
         image = {"reference": entry.reference, "id": identity}
-        return self._store.add(self.key(entry), io.BytesIO(archive), metadata=image), image
+        self._store.add(self.key(entry.name), io.BytesIO(archive), metadata=image)
 
-    def _local(self, entry: Entry) -> tuple[str, dict[str, str]]:
-        name = _file_name(entry.name)
-        with local.find(Path(self._settings.directory), name) as (stream, published):
-            head = stream.read(20)
-            found = local.architecture(head)
-            if found and found != self._lock.architecture:
-                raise UserError(
-                    f"{name} in {self._settings.directory} is for {found}, the machines are {self._lock.architecture}",
-                    "take the release for the machines' architecture",
-                )
-            rest = _Joined(head, stream)
-            return self._add(entry, rest, published)  # type: ignore[arg-type]
-
-    def _download(self, entry: Entry) -> tuple[str, dict[str, str]]:
-        detail = self._upstream(entry)
-        url = detail["url"]
-        file_name = url.rpartition("/")[2]
-        if self._settings.source == "mirror":
-            if not self._settings.mirror_url:
-                raise UserError("artifacts_mirror_url is empty", "set it to the base URL of your mirror")
-            url = f"{self._settings.mirror_url.rstrip('/')}/{file_name}"
-            # A mirror stands in for a network that is out of reach: its checksums are the mirror's too.
-            detail = {**detail, "checksum": f"{url}.sha256"}
-        directory = self._settings.cache / "download"
-        expected = detail.get("sha256", "")
-        if not expected and detail.get("checksum"):
-            expected = download.published_checksum(detail["checksum"], file_name, self._progress, directory)
-        if not expected:
+    def _users_busybox(self, directory: Path) -> Path:
+        with self._directory.find(_BUSYBOX) as (stream, claim):
+            self._check_architecture(_BUSYBOX, stream)
+            content = stream.read()
+        if claim:
+            claim.check(hashlib.sha256(content).hexdigest())
+        if not elf.is_static(content):
             raise UserError(
-                f"{entry.name}: the release publishes no sha256 of {file_name}",
-                "download it once from a place you trust and write its sha256 into artifacts.lock.yml",
+                f"{_BUSYBOX} in {self._settings.directory} is not a statically linked program",
+                "take the one of Debian's package busybox-static: images have no libraries",
             )
-        target = directory / f"{expected[:12]}-{file_name}"
-        archive_key = f"archive/{expected}"
-        known = self._store.find(archive_key)
-        if not known:
-            download.fetch(url, target, self._progress)
-            with target.open("rb") as stream:
-                try:
-                    self._store.add(archive_key, stream, expected)
-                finally:
-                    target.unlink()
-        path = self._store.path_of(expected)
-        if not detail.get("member"):
-            with path.open("rb") as stream:
-                return self._add(entry, stream, expected)
-        with tarfile.open(path) as tar:
-            try:
-                member = tar.extractfile(detail["member"])
-            except KeyError:
-                member = None
-            if member is None:
-                raise UserError(f"{file_name} has no {detail['member']}", "correct artifacts.lock.yml")
-            return self._add(entry, member)  # type: ignore[arg-type]
+        busybox = directory / _BUSYBOX
+        busybox.write_bytes(content)
+        busybox.chmod(0o755)
+        return busybox
 
-    def _upstream(self, entry: Entry) -> dict[str, str]:
-        detail = entry.sources.get("upstream")
-        if entry.name in KUBERNETES:
-            base = self._lock.kubernetes["upstream"].format(version=entry.version, architecture=self._lock.architecture)
-            url = f"{base}/{entry.name}"
-            return {"url": url, "checksum": f"{url}.sha256"}
-        if not detail:
-            raise UserError(f"{entry.name} has no upstream source", "use artifacts_source: debian or local")
-        return {key: str(value) for key, value in detail.items()}
+    def _local(self, entry: Entry) -> None:
+        name = _file_name(entry.name)
+        with self._directory.find(name) as (stream, claim):
+            self._check_architecture(name, stream)
+            self._store.add(self.key(entry.name), stream, claim)
 
-
-class _Joined(io.RawIOBase):
-    """A stream whose first bytes were read already."""
-
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
-        self._head = head
-        self._rest = rest
-
-    def read(self, size: int = -1) -> bytes:
-        head, self._head = self._head, b""
-        return head or self._rest.read(size)
+    def _check_architecture(self, name: str, stream: IO[bytes]) -> None:
+        found = elf.architecture(stream)
+        if found and found != self._lock.architecture:
+            raise UserError(
+                f"{name} in {self._settings.directory} is for {found}, the machines are {self._lock.architecture}",
+                "take the release for the machines' architecture",
+            )
 
 
 def _file_name(artifact: str) -> str:
@@ -270,3 +280,13 @@ def ensure(names: Collection[str], settings: Settings, progress: Progress) -> di
 def all_names(settings: Settings) -> list[str]:
     """Every artifact of the lock file, and flanneld."""
     return [*load(settings.lock_file).entries, FLANNELD]
+
+
+def keys_of(lock_file: Path, cache: Path) -> set[str]:
+    """Under which keys the artifacts of a lock file are stored, from whatever source but directories."""
+    keys: set[str] = set()
+    for source in ("upstream", "mirror", "debian"):
+        # Nothing is asked of the mirror: its URL is in no key.
+        found = Catalog(Settings(source, lock_file, "http://mirror.invalid", cache=cache), lambda _: None)
+        keys.update(found.key(name) for name in [*load(lock_file).entries, FLANNELD])
+    return keys

@@ -10,6 +10,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from kubewright.errors import UserError
+
 # A pause container holds a pod's namespaces: it must end at once when told to, and use no time meanwhile.
 _PAUSE = ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; while :; do /bin/busybox sleep 86400 & wait $!; done"]
 _ENTRYPOINTS: dict[str, dict[str, Any]] = {
@@ -50,6 +52,8 @@ def _layer(busybox: bytes, applets: list[str]) -> bytes:
 
 def assemble(name: str, reference: str, busybox: bytes, applets: list[str], architecture: str) -> tuple[bytes, str]:
     """(docker-archive, image id) of one of our images. The id is the digest of its configuration."""
+    if name not in _ENTRYPOINTS:
+        raise UserError(f"{name}: no such image", f"kubewright makes {', '.join(sorted(_ENTRYPOINTS))}")
     layer = _layer(busybox, sorted(set(applets) - {"busybox"}))
     config = json.dumps(
         {
@@ -72,7 +76,17 @@ def assemble(name: str, reference: str, busybox: bytes, applets: list[str], arch
     return stream.getvalue(), f"sha256:{identity}"
 
 
+def recipe(name: str, reference: str) -> str:
+    """Digest of what decides an image, busybox apart: it changes when the code above makes something else of it."""
+    return hashlib.sha256(assemble(name, reference, b"", [], "")[0]).hexdigest()[:16]
+
+
 def applets_of(busybox: Path) -> list[str]:
     """What this busybox can do, as it says itself."""
-    reply = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    try:
+        reply = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"busybox does not run on this machine: {error}", "is KUBEWRIGHT_CACHE on a disk mounted noexec?"
+        ) from error
     return reply.stdout.split()

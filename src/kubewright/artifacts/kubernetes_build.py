@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from kubewright.artifacts import debian
+from kubewright.artifacts.alone import alone
 from kubewright.artifacts.lock import KUBERNETES
-from kubewright.artifacts.store import disk_errors
+from kubewright.artifacts.scratch import Scratch
+from kubewright.artifacts.store import Claim, sha256_of
+from kubewright.cache import disk_errors
 from kubewright.errors import UserError
 
 # Change it when the recipe below changes what comes out.
 _RECIPE = 1
+_WORK, _RESULT = "work-", "kubernetes-"
 _NEEDED_BYTES = 6 << 30
 _PROGRAMS = {"make": "make", "rsync": "rsync", "dpkg-source": "dpkg-dev", "bash": "bash", "patch": "patch"}
 _PROGRESS_SECONDS = 20.0
@@ -55,17 +56,21 @@ def link_flags(version: str, commit: str) -> str:
 class Builder:
     """One build below `root`; the steps that are done are not repeated."""
 
-    def __init__(self, root: Path, recipe: Mapping[str, Any], apt: debian.Apt, progress: Callable[[str], None]) -> None:
+    def __init__(
+        self, root: Path, recipe: Mapping[str, Any], apt: debian.Apt, scratch: Scratch, progress: Callable[[str], None]
+    ) -> None:
         self._root = root
         self._recipe = recipe
         self._apt = apt
+        self._scratch = scratch
         self._progress = progress
         self._version = str(recipe["version"])
-        self._work = root / f"work-{key(recipe)}"
-        self._out = root / f"kubernetes-{key(recipe)}"
+        self._work = root / f"{_WORK}{key(recipe)}"
+        self._out = root / f"{_RESULT}{key(recipe)}"
+        self._lock = -1
 
-    def result(self) -> dict[str, Path] | None:
-        """Name -> binary of a finished build."""
+    def result(self) -> dict[str, tuple[Path, Claim]] | None:
+        """Name -> (binary, what the build says that it is) of a finished build."""
         try:
             manifest = json.loads((self._out / "manifest.json").read_text())
         except (OSError, ValueError):
@@ -73,22 +78,28 @@ class Builder:
         paths = {name: self._out / name for name in KUBERNETES}
         if any(not p.is_file() or p.stat().st_size != manifest[n]["size"] for n, p in paths.items()):
             return None
-        return paths
+        remedy = "the damaged build was thrown away: run again, it is built anew"
+        return {n: (path, Claim(manifest[n]["sha256"], str(path), remedy)) for n, path in paths.items()}
 
-    def digest(self, name: str) -> str:
-        """SHA-256 that the finished build recorded for one of its binaries."""
-        return str(json.loads((self._out / "manifest.json").read_text())[name]["sha256"])
+    def discard(self) -> None:
+        """Throw a damaged result away."""
+        shutil.rmtree(self._out, ignore_errors=True)
 
-    def build(self) -> dict[str, Path]:
+    def requirements(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """(packages, source packages) as (name, version): what a build still has to get from the archive."""
+        recipe = self._recipe["debian"]
+        packages = [(t["package"], t["version"]) for t in recipe["toolchain"]]
+        sources = [] if self._apt.has_source(recipe["files"]) else [(recipe["package"], recipe["version"])]
+        return [p for p in packages if not self._apt.has(*p)], sources
+
+    def build(self) -> dict[str, tuple[Path, Claim]]:
         """Build what is missing; one builder at a time on a machine."""
         self._check_tools()
-        with disk_errors(self._root):
-            self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / ".lock").open("a+") as lock:
-            self._acquire(lock)
+        with alone(self._root / ".lock", "building Kubernetes", self._progress) as lock, disk_errors(self._root):
             done = self.result()
             if done:
                 return done
+            self._lock = lock.fileno()
             self._check_disk()
             self._toolchain()
             self._source()
@@ -96,17 +107,6 @@ class Builder:
             for number, command in enumerate(KUBERNETES, 1):
                 self._command(number, command)
             return self._finish()
-
-    def _acquire(self, lock: Any) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            self._progress(f"kubernetes: process {lock.read().strip()} is building it already, waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
 
     def _check_tools(self) -> None:
         missing = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
@@ -201,7 +201,16 @@ class Builder:
         environment = self._environment() if title else None
         finished = threading.Event()
         with log.open("w") as stream:
-            process = subprocess.Popen(argv, cwd=directory, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+            # It holds the lock too: when this process is killed, nobody builds in its tree before it has ended.
+            process = subprocess.Popen(
+                argv,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                pass_fds=[self._lock],
+            )
             ticker = threading.Thread(target=self._tick, args=(title, begin, finished), daemon=True)
             if title:
                 self._progress(title)
@@ -226,19 +235,44 @@ class Builder:
             minutes, seconds = divmod(int(time.monotonic() - begin), 60)
             self._progress(f"{title}, {minutes} min {seconds:02} s")
 
-    def _finish(self) -> dict[str, Path]:
-        with disk_errors(self._root):
-            staging = Path(tempfile.mkdtemp(dir=self._root, prefix=".kubernetes-"))
+    def _finish(self) -> dict[str, tuple[Path, Claim]]:
+        with disk_errors(self._root), self._scratch.directory() as scratch:
+            staging = scratch / "kubernetes"
+            staging.mkdir()
             manifest = {}
             for name in KUBERNETES:
                 built = self._work / "out" / name
                 shutil.copy2(built, staging / name)
-                with built.open("rb") as stream:
-                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                manifest[name] = {"sha256": digest, "size": built.stat().st_size}
+                manifest[name] = {"sha256": sha256_of(built), "size": built.stat().st_size}
             (staging / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(self._out, ignore_errors=True)
             staging.rename(self._out)
         # Sources, toolchain and Go's cache take 3 GB and are not needed again for this key.
         shutil.rmtree(self._work, ignore_errors=True)
-        return {name: self._out / name for name in KUBERNETES}
+        done = self.result()
+        assert done  # noqa: S101 - written just now
+        return done
+
+
+def results(root: Path) -> list[Path]:
+    """Directories of finished builds below `root`."""
+    return sorted(root.glob(f"{_RESULT}*"))
+
+
+def unfinished(root: Path) -> list[Path]:
+    """Directories of builds that were begun below `root`."""
+    return sorted(root.glob(f"{_WORK}*"))
+
+
+def key_of(directory: Path) -> str:
+    """The `key` of a directory of `results` or `unfinished`."""
+    return directory.name.rpartition("-")[2]
+
+
+def is_good(result: Path) -> bool:
+    """Hash a finished build again: whether every binary is what was built."""
+    try:
+        manifest = json.loads((result / "manifest.json").read_text())
+        return all(sha256_of(result / name) == manifest[name]["sha256"] for name in KUBERNETES)
+    except (OSError, ValueError, KeyError):
+        return False

@@ -47,20 +47,70 @@ def load(path: Path) -> Lock:
         data = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read: {error}", "git checkout artifacts.lock.yml") from error
-    try:
-        entries = {
-            name: Entry(
-                name=name,
-                version=str(entry["version"]),
-                kind=str(entry.get("kind", "binary")),
-                sources={key: entry[key] for key in ("debian", "upstream") if key in entry},
-                reference=str(entry.get("reference", "")),
-            )
-            for name, entry in data["artifacts"].items()
-        }
-        kubernetes = data["kubernetes"]
-        for name in KUBERNETES:
-            entries[name] = Entry(name, str(kubernetes["version"]), "binary", {"debian": {}, "upstream": {}})
-        return Lock(path, str(data["architecture"]), entries, kubernetes)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged: {error!r}", "git checkout artifacts.lock.yml") from error
+    wrong = _wrong(data)
+    if wrong:
+        raise UserError(f"{path}: {wrong}", "correct it, or git checkout artifacts.lock.yml")
+    entries = {
+        name: Entry(
+            name=name,
+            version=entry["version"],
+            kind=entry.get("kind", "binary"),
+            sources={key: entry[key] for key in ("debian", "upstream") if key in entry},
+            reference=entry.get("reference", ""),
+        )
+        for name, entry in data["artifacts"].items()
+    }
+    kubernetes = data["kubernetes"]
+    for name in KUBERNETES:
+        entries[name] = Entry(name, kubernetes["version"], "binary", {"debian": {}, "upstream": {}})
+    return Lock(path, data["architecture"], entries, kubernetes)
+
+
+_PACKAGE: dict[str, Any] = {"package": str, "version": str, "sha256": str}
+_SHAPE = {
+    "architecture": str,
+    "kubernetes": {
+        "version": str,
+        "commit": str,
+        "upstream": str,
+        "debian": {"package": str, "version": str, "files": dict, "toolchain": list},
+    },
+    "artifacts": dict,
+}
+_KINDS = {str: "text (write a number in quotes)", dict: "mapping", list: "list"}
+_BINARY: dict[str, Any] = {"version": str}
+_IMAGE: dict[str, Any] = {"version": str, "reference": str, "debian": dict}
+_SOURCES: dict[str, Any] = {"debian": {**_PACKAGE, "member": str}, "upstream": {"url": str}}
+
+
+def _wrong(data: Any) -> str:
+    """What a lock file lacks, or has of another type than it must be; empty when all is well."""
+    wrong = _misfit(data, _SHAPE, "")
+    if wrong:
+        return wrong
+    parts: list[tuple[Any, Mapping[str, Any], str]] = [
+        (tool, _PACKAGE, "kubernetes.debian.toolchain") for tool in data["kubernetes"]["debian"]["toolchain"]
+    ]
+    for name, entry in data["artifacts"].items():
+        image = isinstance(entry, dict) and entry.get("kind") == "image"
+        shape = _IMAGE if image else _BINARY
+        parts.append((entry, shape, f"artifacts.{name}"))
+        if isinstance(entry, dict):
+            parts += [(entry[key], _SOURCES[key], f"artifacts.{name}.{key}") for key in _SOURCES if key in entry]
+    return next(filter(None, (_misfit(*part) for part in parts)), "")
+
+
+def _misfit(data: Any, shape: Mapping[str, Any], where: str) -> str:
+    if not isinstance(data, dict):
+        return f"{where or 'the file'}: {data!r} is no mapping"
+    for key, wanted in shape.items():
+        place = f"{where}.{key}" if where else key
+        if key not in data:
+            return f"{place} is missing"
+        if isinstance(wanted, dict):
+            wrong = _misfit(data[key], wanted, place)
+            if wrong:
+                return wrong
+        elif not isinstance(data[key], wanted):
+            return f"{place} is {data[key]!r}, which is no {_KINDS[wanted]}"
+    return ""
