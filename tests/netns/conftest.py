@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# For what makes archives and web sites.
+sys.path.insert(1, str(Path(__file__).parent.parent / "unit"))
 
 from flannel_lab import Lab, Machine, Tools, lab, until
 

@@ -1,0 +1,137 @@
+"""A full disk: a small tmpfs in a mount namespace of its own, with the real programs on it."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from debian_archive import Archive, write_lock
+from release_site import Site, good
+
+_BODY = os.urandom(3 << 20)
+# Runs a command with a small disk mounted at $0, and then lists the files on it.
+_WITH_DISK = """
+mount -t tmpfs -o "size=$1" tmpfs "$0" && shift && "$@" >&2
+status=$?
+find "$0" -type f ! -name .lock
+exit $status
+"""
+_CLI = """
+import sys
+from pathlib import Path
+from kubewright.artifacts import cli, debian
+debian._HOST_SOURCES = Path(sys.argv[1])
+sys.exit(cli.main(sys.argv[2:]))
+"""
+_NOTHING = {
+    "version": "1.20.2",
+    "commit": "0" * 40,
+    "upstream": "http://127.0.0.1:9",
+    "debian": {"package": "kubernetes", "version": "1", "files": {}, "toolchain": []},
+}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a disk")
+    (tmp_path / "disk").mkdir()
+    return tmp_path / "disk"
+
+
+def run(disk: Path, size: str, *argv: str | Path, sources: Path = Path("/nowhere")) -> tuple[int, str, list[str]]:
+    """(exit status, what was said, files on the disk afterwards) of a command of kubewright.artifacts."""
+    reply = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", _WITH_DISK, disk, size, sys.executable, "-c", _CLI, sources, *argv],
+        env={**os.environ, "KUBEWRIGHT_CACHE": str(disk / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return reply.returncode, reply.stderr, [line.removeprefix(f"{disk}/") for line in reply.stdout.splitlines()]
+
+
+def test_the_store(disk: Path, tmp_path: Path) -> None:
+    lock = write_lock(tmp_path / "lock.yml", _NOTHING, {"etcd": {"version": "3.4.23"}})
+    (tmp_path / "etcd").write_bytes(_BODY)
+    fetch = ["fetch", "--lock-file", lock, "--source", "local", "--dir", tmp_path, "etcd"]
+    status, said, left = run(disk, "1m", *fetch)
+    assert (status, left) == (1, [])
+    assert f"{disk}/cache/artifacts: No space left on device (" in said
+    assert "free some space, or set KUBEWRIGHT_CACHE to a directory on a larger disk" in said
+    status, said, left = run(disk, "8m", *fetch)
+    assert (status, len(left)) == (0, 2), said
+
+
+def test_a_download(disk: Path, tmp_path: Path) -> None:
+    lock = write_lock(tmp_path / "lock.yml", _NOTHING, {})
+    with Site() as site:
+        site.answers = {"/kubelet": [good(_BODY)], "/kubelet.sha256": [good(b"0" * 64)]}
+        fetch = ["fetch", "--lock-file", lock, "--source", "mirror", "--mirror-url", site.url, "kubelet"]
+        status, said, left = run(disk, "1m", *fetch)
+    assert (status, left) == (1, [])
+    assert "No space left on device" in said
+    assert "tries" not in said
+    assert site.count("/kubelet") == 1
+
+
+@pytest.fixture(params=["file", "http"])
+def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Archive]:
+    """apt treats archives on a disk and those on a network each in its own way."""
+    made = Archive(tmp_path)
+    if request.param == "file":
+        yield made
+        return
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=made.pool)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02]).start()
+        port = server.server_address[1]
+        (made.sources / "sources.list").write_text(f"deb [trusted=yes] http://127.0.0.1:{port}/ ./\n")
+        yield made
+        server.shutdown()
+
+
+def test_packages(disk: Path, tmp_path: Path, archive: Archive) -> None:
+    package = archive.package("etcd-server", "3.4.23-4", {"usr/bin/etcd": "\x7fELF" + "etcd" * (1 << 20)})
+    entry = {"version": "3.4.23", "debian": {**package, "member": "usr/bin/etcd"}}
+    lock = write_lock(tmp_path / "lock.yml", _NOTHING, {"etcd": entry})
+    # Of one size the download does not fit, of the other what is in it.
+    for size in ("2m", "6m"):
+        status, said, left = run(disk, size, "fetch", "--lock-file", lock, "etcd", sources=archive.sources)
+        assert status == 1, said
+        assert "No space left on device" in said, said
+        assert "free some space, or set KUBEWRIGHT_CACHE to a directory on a larger disk" in said
+        assert {path.split("/")[1] for path in left} == {"apt"}
+        debs = [path for path in left if path.endswith(".deb")]
+        assert len(debs) == (1 if size == "6m" else 0)
+
+
+def test_the_lock_file(disk: Path, tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    kubernetes = archive.kubernetes(tmp_path / "journal")
+    package = archive.package("etcd-server", "3.4.23-4", {"usr/bin/etcd": "etcd"})
+    entry = {"version": "3.4.23", "debian": {**package, "member": "usr/bin/etcd"}}
+    original = write_lock(tmp_path / "lock.yml", kubernetes, {"etcd": entry})
+    archive.package("etcd-server", "3.4.23-5", {"usr/bin/etcd": "etcd"})
+    script = (
+        'cp "$1" "$2/lock.yml" && { dd if=/dev/zero of="$2/full" 2>/dev/null; '
+        'KUBEWRIGHT_CACHE="$3" "$4" -c "$5" "$6" lock --lock-file "$2/lock.yml"; s=$?; '
+        'cmp "$1" "$2/lock.yml" && ls -A "$2"; exit $s; }'
+    )
+    reply = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs "$2" && sh -c "$0" sh "$@"', script]
+        + [str(word) for word in (original, disk, tmp_path / "cache", sys.executable, _CLI, archive.sources)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert reply.returncode == 1
+    assert f"{disk}/lock.yml: cannot be written: No space left on device\n  the old one is still there" in reply.stderr
+    assert reply.stdout.split() == ["full", "lock.yml"]
