@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from kubewright import matrix
+
 _BEGIN, _END = "<!-- figures: make bench -->", "<!-- end of figures -->"
 _UNITS = (
     "etcd",
@@ -35,6 +37,12 @@ _UNITS = (
     "kube-proxy",
 )
 _PING_SECONDS = 0.2
+_NAMESPACE = "bench"
+_KUBECTL = (
+    *("exec", "master01", "--", "kubectl", "--kubeconfig=/opt/kubernetes/cfg/admin.kubeconfig"),
+    f"--namespace={_NAMESPACE}",
+)
+_SHOWN_TASKS = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,34 @@ def report(rounds: Sequence[Round]) -> str:
                 for part in ("first", "again")
             ]
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_slowest(rounds)])
+
+
+def _slowest(rounds: Sequence[Round]) -> list[str]:
+    """Markdown lines: the tasks in which a first run spends its time, with the fewest workers measured."""
+    of = [r for r in rounds if r.workers == min(other.workers for other in rounds)]
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for one in of:
+        for task in one.first["tasks"]:
+            seconds.setdefault((task["stage"], task["task"]), []).append(task["seconds"])
+    medians = sorted(((statistics.median(values), *key) for key, values in seconds.items()), reverse=True)
+    rest = sum(median for median, _, _ in medians[_SHOWN_TASKS:])
+    return [
+        f"The {_SHOWN_TASKS} slowest of {len(medians)} tasks in the first run, {of[0].workers} workers (medians):",
+        "",
+        "| stage | task | seconds |",
+        "|---|---|---|",
+        *(f"| {stage} | {task} | {median:.1f} |" for median, stage, task in medians[:_SHOWN_TASKS]),
+        f"| | all others | {rest:.1f} |",
+    ]
+
+
+def pings(output: str) -> tuple[int, int]:
+    """(sent, received) of busybox's `ping -q`; RuntimeError when it did not run: no ping is not the same as none lost."""
+    counted = re.search(r"(\d+) packets transmitted, (\d+) packets received", output)
+    if not counted or int(counted[1]) == 0:
+        raise RuntimeError(f"no ping was sent during the second run: {output.strip()}")
+    return int(counted[1]), int(counted[2])
 
 
 class Bench:
@@ -102,14 +137,14 @@ class Bench:
         self._source = source
         self._inventory = directory
 
-    def _run(self, *argv: str) -> str:
-        reply = subprocess.run(argv, cwd=self._root, capture_output=True, text=True, check=False)
+    def _run(self, *argv: str, given: str = "") -> str:
+        reply = subprocess.run(argv, cwd=self._root, input=given, capture_output=True, text=True, check=False)
         if reply.returncode:
             raise RuntimeError(f"{' '.join(argv)}: {reply.stdout[-2000:]}{reply.stderr[-1000:]}")
         return reply.stdout
 
-    def _lab(self, *argv: str) -> str:
-        return self._run(sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *argv)
+    def _lab(self, *argv: str, given: str = "") -> str:
+        return self._run(sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *argv, given=given)
 
     def _site(self) -> dict[str, Any]:
         self._run(str(Path(sys.executable).with_name("ansible-playbook")), "site.yml", "-i", str(self._inventory))
@@ -128,8 +163,18 @@ class Bench:
             raise RuntimeError("systemd named no running unit: nothing could be compared")
         return found
 
+    def _test_pods(self) -> tuple[str, str]:
+        """A pod on the first worker, by name, and the address of one on the second."""
+        image = yaml.safe_load((self._root / "roles/verify/defaults/main.yml").read_text())["verify_image"]
+        objects = {"apiVersion": "v1", "kind": "List", "items": matrix.manifests(_NAMESPACE, image)}
+        self._lab(*_KUBECTL, "apply", "-f", "-", given=json.dumps(objects))
+        self._lab(*_KUBECTL, "rollout", "status", "daemonset/probe", "--timeout=120s")
+        items = json.loads(self._lab(*_KUBECTL, "get", "pods", "-o", "json"))["items"]
+        pods = {pod["spec"]["nodeName"]: pod for pod in items}
+        return pods["node01"]["metadata"]["name"], pods["node02"]["status"]["podIP"]
+
     def round(self, workers: int) -> Round:
-        """Bare machines, a first run, a re-run under ping from one worker's pod network to another's."""
+        """Bare machines, a first run, a re-run while a pod on one worker pings a pod on another."""
         self._lab("down")
         for part in ("pki", "secrets"):
             shutil.rmtree(self._inventory / part, ignore_errors=True)
@@ -139,17 +184,15 @@ class Bench:
         self._lab("up")
         first = self._site()
         before = self._invocations(machines)
-        lease = self._lab("exec", "node02", "--", "sed", "-n", "s/^FLANNEL_SUBNET=//p", "/run/flannel/subnet.env")
-        target = lease.strip().partition("/")[0]
-        argv = ["exec", "node01", "--", "ping", "-q", "-i", str(_PING_SECONDS), "-w", "600", target]
-        command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *argv]
+        source, target = self._test_pods()
+        argv = ["exec", source, "--", "ping", "-q", "-i", str(_PING_SECONDS), target]
+        command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *_KUBECTL, *argv]
         with subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True) as ping:
             time.sleep(1)
             again = self._site()
             self._lab("exec", "node01", "--", "pkill", "-INT", "-x", "ping")
             output, _ = ping.communicate(timeout=30)
-        counted = re.search(r"(\d+) packets transmitted, (\d+) received", output)
-        sent, received = (int(counted[1]), int(counted[2])) if counted else (0, 0)
+        sent, received = pings(output)
         after = self._invocations(machines)
         restarted = tuple(key for key in before if before[key] != after.get(key))
         return Round(workers, first, again, restarted, sent - received, sent)

@@ -5,6 +5,7 @@ Where a flag depends on the Kubernetes version, the features of the versions tab
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,10 +151,15 @@ def flags(
     return found
 
 
-def environment(flags_: Mapping[str, str], name: str) -> str:
-    """An environment file with all flags in one variable, one flag a line, as systemd reads it."""
+def environment(flags_: Mapping[str, str], name: str, others: Mapping[str, str] | None = None) -> str:
+    """An environment file: all flags in one variable, one flag a line, and the `others`, as systemd reads it."""
     lines = " \\\n".join(f"--{key}={value}" for key, value in flags_.items())
-    return f'{name}="{lines}"\n'
+    return f'{name}="{lines}"\n' + "".join(f'{key}="{_quoted(str(value))}"\n' for key, value in (others or {}).items())
+
+
+def _quoted(value: str) -> str:
+    # systemd.exec(5): within double quotes a backslash goes before these.
+    return re.sub(r'(["\\`$])', r"\\\1", value)
 
 
 def pki_files(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 
 from test_topology import build
 
@@ -37,3 +38,10 @@ def test_the_users_flags_win() -> None:
 def test_an_environment_file_is_one_quoted_variable() -> None:
     text = flags.environment({"a": "1", "b": "x,y"}, "OPTS")
     assert shlex.split(text.replace("\\\n", "")) == ["OPTS=--a=1 --b=x,y"]
+
+
+def test_an_environment_file_with_other_variables() -> None:
+    text = flags.environment({"a": "b"}, "OPTS", {"X": 'say "$1" \\ `', "Y": "true"})
+    assert text.startswith('OPTS="--a=b"\n')
+    shell = subprocess.run(["sh", "-c", f'{text}printf %s "$X"'], capture_output=True, text=True, check=True)
+    assert shell.stdout == 'say "$1" \\ `'

@@ -25,7 +25,7 @@ def ensure_network(spec: LabSpec) -> bool:
         changed = True
     # A machine that is cut off must not hear an answer for the bridge's address on its own end of the wire. Frames
     # between machines are switched, not filtered. As a router, the bridge answers "unreachable" for the rest of the
-    # world; were it silent, whoever looks for a cloud's metadata service (kubelets do) would wait for a time-out.
+    # world; were it silent, whoever asks for something outside would wait for a time-out.
     settings = ["net.ipv4.conf.all.arp_ignore=1", "net.bridge.bridge-nf-call-iptables=0", "net.ipv4.ip_forward=1"]
     inside = ["nsenter", f"--net={spec.namespace_path}"]
     run([*inside, "sysctl", "-q", "-e", "-w", *settings])
