@@ -122,7 +122,7 @@ def _slowest(rounds: Sequence[Round]) -> list[str]:
 
 
 def pings(output: str) -> tuple[int, int]:
-    """(sent, received) of busybox's `ping -q`; RuntimeError when it did not run: no ping is not the same as none lost."""
+    """(sent, received) of busybox's `ping -q`; RuntimeError when it did not run, which is not the same as none lost."""
     counted = re.search(r"(\d+) packets transmitted, (\d+) packets received", output)
     if not counted or int(counted[1]) == 0:
         raise RuntimeError(f"no ping was sent during the second run: {output.strip()}")
