@@ -28,6 +28,9 @@ class ActionModule(ActionBase):
             plan = step(wanted, directory, datetime.now(UTC))
         except KubepkiError as error:
             return {"failed": True, "msg": str(error)}
+        except OSError as error:
+            # Unreadable, or full: a pair that was half replaced does not match, which the next run sees and cures.
+            return {"failed": True, "msg": f"{error.filename or directory}: {error.strerror}; mend that and run again"}
         reasons = "".join(f"{i.name}: issue, {'; '.join(i.reasons)}\n" for i in plan.items if i.action == "issue")
         return {
             "changed": bool(plan.issued),

@@ -62,7 +62,12 @@ def _content(item: Mapping[str, Any], render: Callable[[str], str], *, foresee: 
             return _TO_BE_MADE
         if missing:
             raise UserError(f"{', '.join(missing)}: not there yet", "run the stage that makes it first: --tags pki")
-        return b"".join(Path(source).read_bytes() for source in item["sources"])
+        try:
+            return b"".join(Path(source).read_bytes() for source in item["sources"])
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: {error.strerror}", "who runs the playbook must be able to read it"
+            ) from None
     return str(item["content"]).encode()
 
 

@@ -20,13 +20,14 @@ _CAUSES: Sequence[tuple[str, str]] = (
      "directory: move the directory away if that data is not needed"),
     (r"publish error|etcdserver: request timed out|no leader", "too few etcd members reach each other: "
      "look at the other members and at port 2380 between the machines"),
-    (r"context deadline exceeded|connection refused", "something that it needs does not answer: run the stages "
-     "before this one, and look whether a firewall is in between"),
     (r"unknown flag", "this binary does not know a flag: does its version match kube_version?"),
     (r"exec format error", "the binary is for another processor architecture"),
     (r"error while loading shared libraries", "the binary needs a shared library that the machine lacks"),
-    (r"cgroup", "the cgroup driver or hierarchy does not fit: compare docker's and kubelet's cgroup driver"),
     (r"running with swap on is not supported", "swap is on: run --tags sysprep"),
+    (r"cgroup driver|cgroups? .*(not found|no such file|mountpoint)",
+     "the cgroup driver or hierarchy does not fit: compare docker's and the kubelet's cgroup driver"),
+    (r"context deadline exceeded|connection refused", "something that it needs does not answer: run the stages "
+     "before this one, and look whether a firewall is in between"),
 )  # fmt: skip
 
 

@@ -83,4 +83,9 @@ class Turnstile:
                     f"left as it was, because {', '.join(failed)} failed before its turn",
                     "mend that first; the same command again resumes the run",
                 )
-            yield
+            try:
+                yield
+            except BaseException:
+                # Before the lock is given back: whoever waits for it must see this.
+                self.report("failed")
+                raise

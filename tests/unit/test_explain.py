@@ -28,3 +28,13 @@ def test_the_line_that_tells_is_shown_however_far_above() -> None:
 
 def test_unknown_trouble_invents_no_cause() -> None:
     assert explain.likely_cause(["something new"]) == ("", "")
+
+
+def test_the_nearer_cause_wins() -> None:
+    # What a kubelet logs on a machine with swap.
+    lines = [
+        "dial tcp 127.0.0.1:6443: connect: connection refused",
+        "--cgroups-per-qos enabled, but --cgroup-root was not specified. defaulting to /",
+        "failed to run Kubelet: running with swap on is not supported, please disable swap!",
+    ]
+    assert explain.likely_cause(lines)[0].startswith("swap is on")

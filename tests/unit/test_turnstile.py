@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import threading
 import time
@@ -64,6 +65,30 @@ def test_nobody_gets_a_turn_after_a_failure(tmp_path: Path) -> None:
             turnstile.turn(last=False, patience=0.3),
         ):
             raise AssertionError("had a turn")
+
+
+def _fail(directory: Path, begun: threading.Event) -> None:
+    with (
+        contextlib.suppress(ConnectionError),
+        Turnstile(directory, "a", HOSTS) as turnstile,
+        turnstile.turn(last=False, patience=0.3),
+    ):
+        begun.set()
+        time.sleep(0.5)
+        raise ConnectionError
+
+
+def test_who_waits_for_the_turn_of_one_that_fails_gets_none(tmp_path: Path) -> None:
+    begun = threading.Event()
+    failing = threading.Thread(target=_fail, args=(tmp_path, begun))
+    failing.start()
+    begun.wait(10)
+    with (
+        pytest.raises(UserError, match="because a failed"),
+        Turnstile(tmp_path, "b", HOSTS).turn(last=False, patience=0.1),
+    ):
+        raise AssertionError("had a turn")
+    failing.join(10)
 
 
 def test_what_is_only_started_goes_first(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 
@@ -37,7 +38,7 @@ class Client:
             self._connection.request(method, path, data, headers)
             reply = self._connection.getresponse()
             text = reply.read()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise ApiError(f"{self._server} does not answer: {error}; run --tags master first") from error
         try:
             return reply.status, json.loads(text)

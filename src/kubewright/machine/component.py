@@ -223,6 +223,7 @@ def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any]
     """Restart the unit and wait for its health; None, or what went wrong with the evidence."""
     unit, name = declared["unit"], declared["name"]
     ingredients = _ingredients(declared, cache)
+    begin = time.time()
     systemd.restart(unit)
     reason = health.wait(unit, declared["health"]["checks"], float(declared["health"]["timeout"]))
     if reason:
@@ -231,7 +232,7 @@ def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any]
             "component": name,
             "unit": unit,
             "reason": reason,
-            "journal": systemd.journal(unit),
+            "journal": systemd.journal(unit, begin),
             "state": state,
         }
     files.write_atomic(

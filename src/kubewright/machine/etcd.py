@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 from typing import Any
 
@@ -19,7 +20,7 @@ def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         reply = connection.getresponse()
         text = reply.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise EtcdError(f"etcd at {endpoint['url']} does not answer: {error}; run --tags etcd first") from error
     finally:
         connection.close()

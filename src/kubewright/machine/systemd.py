@@ -15,8 +15,6 @@ _PROPERTIES = (
     "Result",
     "ExecMainStatus",
     "NRestarts",
-    "MainPID",
-    "InvocationID",
 )
 
 
@@ -53,17 +51,11 @@ def restart(unit: str) -> None:
     _check(_run("systemctl", "restart", "--no-block", unit), f"systemctl restart {unit}")
 
 
-def stop(unit: str) -> None:
-    """Stop the unit and wait until it is down."""
-    _check(_run("systemctl", "stop", unit), f"systemctl stop {unit}")
-
-
-def journal(unit: str, invocation: str = "", lines: int = 300) -> list[str]:
-    """The last log lines of the unit, of one invocation where it is known."""
-    scope = [f"_SYSTEMD_INVOCATION_ID={invocation}"] if invocation else ["-u", unit]
+def journal(unit: str, since: float, lines: int = 300) -> list[str]:
+    """The last log lines of the unit from a moment on (seconds of the epoch): older ones explain nothing."""
+    scope = ["-u", unit, "--since", f"@{since:.3f}"]
     reply = _run("journalctl", "--no-pager", "-q", "-o", "cat", "-n", str(lines), *scope)
-    found = [line for line in reply.stdout.splitlines() if line.strip()]
-    return found if found or not invocation else journal(unit, "", lines)
+    return [line for line in reply.stdout.splitlines() if line.strip()]
 
 
 def _check(reply: subprocess.CompletedProcess[str], what: str) -> None:
