@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -14,6 +15,10 @@ _POLL_SECONDS = 0.5
 _SSL = "/opt/kubernetes/ssl"
 # Asked through the API server, which trusts only a serving certificate that was signed for this node.
 _KUBELET = "/proxy/healthz"
+
+
+class _NoAnswerError(UserError):
+    """There is no API server yet."""
 
 
 class ActionModule(ActionBase):
@@ -49,7 +54,7 @@ class ActionModule(ActionBase):
             module_name="kubewright_api", module_args={**self._server(), "requests": requests}, task_vars=self._vars
         )
         if reply.get("failed") or reply.get("unreachable"):
-            raise UserError(str(reply.get("msg")))
+            raise (UserError if reply.get("answered", True) else _NoAnswerError)(str(reply.get("msg")))
         replies: list[dict[str, Any]] = reply["replies"]
         for request, answer in zip(requests, replies, strict=True):
             if answer["status"] not in (200, 201, 409) and not request["path"].endswith(_KUBELET):
@@ -69,7 +74,7 @@ class ActionModule(ActionBase):
         while True:
             try:
                 listed, csrs, *kubelets = self._ask(questions)
-            except UserError:
+            except _NoAnswerError:
                 if self._task.check_mode:
                     return {"changed": True, "approved": [], "missing": list(required)}
                 raise
@@ -79,7 +84,10 @@ class ActionModule(ActionBase):
             bad = {name: reasons for name, reasons in refused.items() if reasons}
             absent = nodes.missing(list(required), listed["body"]["items"])
             if self._task.check_mode:
-                return {"changed": bool(good or absent), "approved": [], "missing": absent}
+                there = {name: node for name, node in required.items() if name not in absent}
+                marked = self._mark(there)
+                changed = bool(good or absent) or marked["changed"]
+                return {**marked, "changed": changed, "approved": [], "missing": absent}
             if good:
                 self._approve(good)
                 approved += [csr["spec"]["username"] for csr in good]
@@ -110,20 +118,40 @@ class ActionModule(ActionBase):
             ]
         )
 
+    def _mark(self, there: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Labels and taints of registered nodes: {changed, diff}; in check mode what they would be."""
+        marked = self._execute_module(
+            module_name="kubewright_objects",
+            module_args={**self._server(), "objects": json.dumps([nodes.marks(node) for node in there.values()])},
+            task_vars=self._vars,
+        )
+        if marked.get("failed") or marked.get("unreachable"):
+            raise UserError(str(marked.get("msg")))
+        [listed] = self._ask([{"method": "GET", "path": "/api/v1/nodes"}])
+        registered = {item["metadata"]["name"]: item for item in listed["body"]["items"]}
+        patches = {name: patch for name, node in there.items() if (patch := nodes.taint_patch(node, registered[name]))}
+        if patches and not self._task.check_mode:
+            kind = "application/json-patch+json"
+            self._ask(
+                [
+                    {"method": "PATCH", "path": f"/api/v1/nodes/{name}", "body": patch, "content_type": kind}
+                    for name, patch in patches.items()
+                ]
+            )
+        diff = [
+            *marked["diff"],
+            *({"prepared": f"Node/{name}: taints {p[-1]['value']}\n"} for name, p in patches.items()),
+        ]
+        return {"changed": bool(marked["changed"] or patches), "diff": diff}
+
     def _conclude(
         self, required: dict[str, dict[str, Any]], approved: list[str], bad: dict[str, list[str]]
     ) -> dict[str, Any]:
-        marked = self._execute_module(
-            module_name="kubewright_objects",
-            module_args={**self._server(), "objects": [nodes.marks(node) for node in required.values()]},
-            task_vars=self._vars,
-        )
-        if marked.get("failed"):
-            raise UserError(str(marked.get("msg")))
+        marked = self._mark(required)
         if bad:
             lines = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in bad.items())
             raise UserError(
                 f"serving certificate requests that do not match the inventory: {lines}",
                 "deny them with kubectl certificate deny, or correct the inventory",
             )
-        return {"changed": bool(approved) or bool(marked.get("changed")), "approved": approved}
+        return {**marked, "changed": bool(approved) or marked["changed"], "approved": approved}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import secrets
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ class ActionModule(ActionBase):
         self._namespace = f"{self._task.args['namespace']}-{secrets.token_hex(3)}"
         if self._task.check_mode:
             return {"changed": False, "skipped": True, "pods": {}, "service": "", "flannel": {}}
+        steps = {"start": self._start, "finish": self._finish, "clean": self._clean}
         try:
-            return self._start() if self._task.args["step"] == "start" else self._finish()
+            return steps[str(self._task.args["step"])]()
         except UserError as error:
-            return {"failed": True, "msg": str(error)}
+            # The namespace is what the step `clean` needs to know.
+            return {"failed": True, "msg": str(error), "namespace": self._namespace}
 
     def _server(self) -> dict[str, str]:
         return {
@@ -59,7 +63,7 @@ class ActionModule(ActionBase):
 
     def _start(self) -> dict[str, Any]:
         objects = matrix.manifests(self._namespace, str(self._task.args["image"]))
-        self._module("kubewright_objects", **self._server(), objects=objects)
+        self._module("kubewright_objects", **self._server(), objects=json.dumps(objects))
         machines = self._cluster["machines"].values()
         nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
         # Machines that --limit leaves out take part when they are up, and are not waited for when they are not.
@@ -76,7 +80,6 @@ class ActionModule(ActionBase):
             if time.monotonic() > deadline:
                 states = [_state(p) for p in items if not _ready(p)] or [f"no pod on {name}" for name in missing]
                 states += _warnings(self._get(f"/api/v1/namespaces/{self._namespace}/events").get("items", []))
-                self._clean()
                 raise UserError(
                     f"test pods not ready on {', '.join(missing)}: {'; '.join(dict.fromkeys(states))}",
                     "look at journalctl -u kubelet and -u docker there; are the stages flannel and bootstrap done?",
@@ -123,7 +126,6 @@ class ActionModule(ActionBase):
             if "path" in probed:
                 paths[name] = probed["path"]
         versions = matrix.versions(self._get("/version"), self._get("/api/v1/nodes")["items"])
-        self._clean()
         expected = len(pods) * (len(pods) - 1) + len(pods)
         seen = sum(r.source.startswith("pod ") for r in results)
         if seen != expected:
@@ -172,9 +174,14 @@ class ActionModule(ActionBase):
         )
         return str(reply.get("stdout", ""))
 
-    def _clean(self) -> None:
-        request = {"method": "DELETE", "path": f"/api/v1/namespaces/{self._namespace}"}
-        self._module("kubewright_api", **self._server(), requests=[request])
+    def _clean(self) -> dict[str, Any]:
+        """Remove the test pods of this run, and those of runs that were killed."""
+        listed = self._get(f"/api/v1/namespaces?labelSelector={matrix.LABEL}")
+        own = (self._vars.get("verify_pods") or {}).get("namespace")
+        names = matrix.leftovers(listed.get("items", []), str(own or ""), datetime.now(UTC))
+        requests = [{"method": "DELETE", "path": f"/api/v1/namespaces/{name}"} for name in names]
+        self._module("kubewright_api", **self._server(), requests=requests)
+        return {"changed": False}
 
 
 def _ready(pod: dict[str, Any]) -> bool:

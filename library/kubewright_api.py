@@ -74,7 +74,7 @@ def main() -> None:
             )
             replies.append({"status": status, "body": body})
     except (api.ApiError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), answered=not isinstance(error, api.NoAnswerError))
     module.exit_json(changed=False, replies=replies)
 
 

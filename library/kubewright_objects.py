@@ -6,7 +6,7 @@ module: kubewright_objects
 short_description: Brings Kubernetes objects to their manifests
 description:
   - Runs on a machine that reaches the API server and holds an administrator's certificate.
-  - Check mode asks the server for a dry run; where no server answers, every object counts as missing.
+  - Check mode asks the server for a dry run; where no server answers yet, every object counts as missing.
 options:
   server:
     description: URL of the API server.
@@ -25,9 +25,8 @@ options:
     type: path
     required: true
   objects:
-    description: Manifests.
-    type: list
-    elements: dict
+    description: Manifests as JSON. One text, so that it can be kept out of logs whole; they may hold Secrets.
+    type: str
     required: true
 author: kubewright
 """
@@ -39,7 +38,7 @@ EXAMPLES = r"""
     ca: /opt/kubernetes/ssl/ca.pem
     cert: /opt/kubernetes/ssl/admin.pem
     key: /opt/kubernetes/ssl/admin-key.pem
-    objects: []
+    objects: "{{ [] | to_json }}"
 """
 
 RETURN = r"""
@@ -63,18 +62,21 @@ def main() -> None:
             "ca": {"type": "path", "required": True},
             "cert": {"type": "path", "required": True},
             "key": {"type": "path", "required": True, "no_log": False},
-            "objects": {"type": "list", "elements": "dict", "required": True},
+            "objects": {"type": "str", "required": True, "no_log": True},
         },
         supports_check_mode=True,
     )
     p = module.params
+    objects = json.loads(p["objects"])
     try:
         client = api.Client(p["server"], p["ca"], p["cert"], p["key"])
-        changed = api.reconcile(client, p["objects"], module.check_mode)
+        changed = api.reconcile(client, objects, module.check_mode)
     except (api.ApiError, OSError) as error:
-        if not module.check_mode:
+        if not module.check_mode or not isinstance(error, api.NoAnswerError):
             module.fail_json(msg=str(error))
-        changed = [{"kind": o["kind"], "name": o["metadata"]["name"], "before": {}, "after": {}} for o in p["objects"]]
+        changed = [
+            {"kind": o["kind"], "name": o["metadata"]["name"], "before": {}, "after": api.shown(o)} for o in objects
+        ]
     diff = [
         {
             "before_header": f"{c['kind']}/{c['name']}",

@@ -6,12 +6,12 @@ module: kubewright_verify
 short_description: Proves that pods reach each other across machines
 description:
   - C(start) makes test pods on every node and waits for them; C(finish) pings from every pod to every pod, adds what
-    the machines found, writes the report, removes everything and fails when anything was lost.
+    the machines found, writes the report and fails when anything was lost; C(clean) removes the pods.
 options:
   step:
     description: Which half.
     type: str
-    choices: [start, finish]
+    choices: [start, finish, clean]
     required: true
   namespace:
     description: Namespace of the test pods.

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from kubewright.nodes import MASTER_TAINT
+
 _SSL = "/opt/kubernetes/ssl"
 _CFG = "/opt/kubernetes/cfg"
 _LOGS = "/opt/kubernetes/logs"
@@ -125,6 +127,9 @@ def _kubelet(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: Ma
         "node-ip": machine["address"],
         "pod-infra-container-image": options["pause_image"],
     }
+    if machine["is_tainted"]:
+        # From the first moment: a pod would be quicker than a taint that comes later.
+        flags["register-with-taints"] = f"{MASTER_TAINT['key']}=:{MASTER_TAINT['effect']}"
     if cluster["network_mode"] == "cni":
         flags |= {"network-plugin": "cni", "cni-conf-dir": "/etc/cni/net.d", "cni-bin-dir": "/opt/cni/bin"}
     return flags

@@ -6,10 +6,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 _PORT = 8080
 _MARK = "kubewright"
+LABEL = "app=kubewright-verify"
+# A run that takes longer has been killed: its pods are nobody's any more.
+_LONGEST = timedelta(minutes=15)
+
+
+def leftovers(namespaces: Sequence[Mapping[str, Any]], own: str, now: datetime) -> list[str]:
+    """Names of the namespaces to be removed: this run's `own`, and those of runs that must have been killed."""
+    found = []
+    for item in namespaces:
+        name, made = item["metadata"]["name"], datetime.fromisoformat(item["metadata"]["creationTimestamp"])
+        if name == own or now - made > _LONGEST:
+            found.append(name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Result:
 
 def manifests(namespace: str, image: str) -> list[dict[str, Any]]:
     """Namespace, a DaemonSet of test pods on every node, and a Service in front of them."""
-    labels = {"app": "kubewright-verify"}
+    labels = dict([LABEL.split("=")])
     # The first process of a container ignores SIGTERM unless it traps it, and then delays a machine's shutdown.
     serve = (
         f"mkdir -p /www && echo {_MARK} > /www/index.html && httpd -p {_PORT} -h /www && "
@@ -40,7 +54,7 @@ def manifests(namespace: str, image: str) -> list[dict[str, Any]]:
         "readinessProbe": {"tcpSocket": {"port": _PORT}, "periodSeconds": 1},
     }
     return [
-        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}},
         {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",

@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 SIGNER = "kubernetes.io/kubelet-serving"
+MASTER_TAINT: Mapping[str, str] = {"key": "node-role.kubernetes.io/master", "effect": "NoSchedule"}
 _USAGES = {"digital signature", "key encipherment", "server auth"}
 
 
@@ -92,17 +93,25 @@ def missing(nodes: Sequence[str], listed: Sequence[Mapping[str, Any]]) -> list[s
 
 
 def marks(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Manifest of the labels and the taint that the inventory wants on a node."""
+    """Manifest of the labels that the inventory wants on a node."""
     labels = {str(k): str(v) for k, v in (node.get("labels") or {}).items()}
     if node["is_master"]:
-        labels["node-role.kubernetes.io/master"] = ""
+        labels[MASTER_TAINT["key"]] = ""
     if not node["is_tainted"]:
         labels["node-role.kubernetes.io/node"] = ""
-    manifest: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": node["node_name"], "labels": labels},
-    }
-    if node["is_tainted"]:
-        manifest["spec"] = {"taints": [{"key": "node-role.kubernetes.io/master", "effect": "NoSchedule"}]}
-    return manifest
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node["node_name"], "labels": labels}}
+
+
+def taint_patch(node: Mapping[str, Any], registered: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """JSON patch (RFC 6902) that gives a registered node our taint or takes it away; empty when nothing is to be done.
+
+    The list has one owner for the API server, so it is patched as a whole: taints of others (a cordon, node
+    conditions) stay, and the patch does not apply when they have changed meanwhile.
+    """
+    have = registered["spec"].get("taints") or []
+    own = [t for t in have if (t["key"], t["effect"]) == (MASTER_TAINT["key"], MASTER_TAINT["effect"])]
+    if bool(own) == bool(node["is_tainted"]):
+        return []
+    want = [t for t in have if t not in own] if own else [*have, dict(MASTER_TAINT)]
+    unchanged = [{"op": "test", "path": "/spec/taints", "value": have}] if have else []
+    return [*unchanged, {"op": "add", "path": "/spec/taints", "value": want}]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import UTC, datetime
 
 from kubewright import matrix
 
@@ -54,3 +55,14 @@ def test_versions_are_what_the_cluster_says() -> None:
         "API server v1.20.2",
         "node01: kubelet v1.20.2, kube-proxy v1.20.2, docker://20.10.24, Debian GNU/Linux 12, Linux 6.1",
     ]
+
+
+def test_pods_of_killed_runs_are_removed_and_those_of_running_ones_not() -> None:
+    now = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+    items = [
+        {"metadata": {"name": "own", "creationTimestamp": "2026-01-01T11:59:30Z"}},
+        {"metadata": {"name": "of-somebody-else", "creationTimestamp": "2026-01-01T11:58:00Z"}},
+        {"metadata": {"name": "killed", "creationTimestamp": "2026-01-01T09:00:00Z"}},
+    ]
+    assert matrix.leftovers(items, "own", now) == ["own", "killed"]
+    assert matrix.leftovers(items, "", now) == ["killed"]

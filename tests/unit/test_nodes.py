@@ -66,3 +66,27 @@ def test_garbage_is_refused() -> None:
     request = csr()
     request["spec"]["request"] = base64.b64encode(b"garbage").decode()
     assert any("cannot be read" in reason for reason in nodes.objections(request, INVENTORY))
+
+
+MASTER = {"node_name": "m", "name": "m", "is_master": True, "is_tainted": True}
+OURS = {"key": "node-role.kubernetes.io/master", "effect": "NoSchedule"}
+CORDON = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule", "timeAdded": "2026-01-01T00:00:00Z"}
+
+
+def _patched(node: dict[str, Any], taints: list[dict[str, Any]] | None) -> Any:
+    patch = nodes.taint_patch(node, {"spec": {"taints": taints} if taints else {}})
+    assert [p["op"] for p in patch] in ([], ["add"], ["test", "add"])
+    return patch[-1]["value"] if patch else None
+
+
+def test_taints_of_others_stay() -> None:
+    assert _patched(MASTER, [CORDON]) == [CORDON, OURS]
+    assert _patched(MASTER, None) == [OURS]
+    assert _patched(MASTER, [{**OURS, "timeAdded": "2026-01-01T00:00:00Z"}, CORDON]) is None
+    assert _patched({**MASTER, "is_tainted": False}, [OURS, CORDON]) == [CORDON]
+    assert _patched({**MASTER, "is_tainted": False}, [CORDON]) is None
+
+
+def test_labels_are_all_that_a_manifest_has() -> None:
+    assert nodes.marks({**MASTER, "labels": {"disk": 7}})["metadata"]["labels"] == {"disk": "7", OURS["key"]: ""}
+    assert "spec" not in nodes.marks(MASTER)

@@ -15,6 +15,10 @@ class ApiError(Exception):
     """The API refused a request or did not answer."""
 
 
+class NoAnswerError(ApiError):
+    """Nothing answers there, or the files to ask it with are not there yet."""
+
+
 class Client:
     """One connection to an API server, authenticated by a client certificate.
 
@@ -23,7 +27,10 @@ class Client:
 
     def __init__(self, server: str, ca: str, cert: str, key: str) -> None:
         self._server = server
-        self._connection = health.connect({"url": server, "ca": ca, "cert": cert, "key": key}, timeout=30)
+        try:
+            self._connection = health.connect({"url": server, "ca": ca, "cert": cert, "key": key}, timeout=30)
+        except FileNotFoundError as error:
+            raise NoAnswerError(str(error)) from error
 
     def request(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json"
@@ -39,7 +46,7 @@ class Client:
             reply = self._connection.getresponse()
             text = reply.read()
         except (OSError, http.client.HTTPException) as error:
-            raise ApiError(f"{self._server} does not answer: {error}; run --tags master first") from error
+            raise NoAnswerError(f"{self._server} does not answer: {error}; run --tags master first") from error
         try:
             return reply.status, json.loads(text)
         except ValueError:
@@ -66,7 +73,7 @@ def _stable(thing: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in thing.items() if key not in ("status", "metadata")}, "metadata": metadata}
 
 
-def _shown(thing: Any) -> Any:
+def shown(thing: Any) -> Any:
     """An object without what the server keeps for itself, and without secret values."""
     if not isinstance(thing, dict):
         return {}
@@ -102,5 +109,5 @@ def reconcile(client: Client, objects: list[dict[str, Any]], check: bool) -> lis
                 raise ApiError(f"apply {path}: {status} {after.get('message')}")
         if _stable(before) != _stable(after):
             entry = {"name": manifest["metadata"]["name"], "kind": manifest["kind"]}
-            changed.append({**entry, "before": _shown(before), "after": _shown(after)})
+            changed.append({**entry, "before": shown(before), "after": shown(after)})
     return changed
