@@ -7,6 +7,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
+from kubewright import custody
+
 
 class ActionModule(ActionBase):
     """Times the module call: the machine's clock was read somewhere within it."""
@@ -17,7 +19,11 @@ class ActionModule(ActionBase):
         """Return the module's facts with `skew_seconds`: how far the clock is off at least, 0 within the doubt."""
         super().run(tmp, task_vars)
         before = time.time()
-        result: dict[str, Any] = self._execute_module(module_name="kubewright_machine", task_vars=task_vars)
+        result: dict[str, Any] = self._execute_module(
+            module_name="kubewright_machine",
+            module_args={**self._task.args, "cas": list(custody.CAS.values())},
+            task_vars=task_vars,
+        )
         after = time.time()
         facts = result.get("facts")
         if facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-from kubewright import certificates, preflight, stages, topology, variables
+from kubepki import spec
+from kubepki.errors import SpecError
+from kubewright import certificates, custody, preflight, stages, topology, variables
 from kubewright.errors import UserError
 
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
@@ -20,6 +23,15 @@ def _specs(role: Path) -> dict[str, dict[str, Any]]:
     path = role / "meta" / "argument_specs.yml"
     options: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"]
     return options
+
+
+def _certificate_problems(cluster: topology.Cluster) -> list[str]:
+    """Names and lifetimes that no certificate can have."""
+    try:
+        spec.parse(certificates.spec(cluster))
+    except SpecError as error:
+        return list(error.problems)
+    return []
 
 
 class ActionModule(ActionBase):
@@ -67,10 +79,14 @@ class ActionModule(ActionBase):
             cluster, found = topology.build(own, hosts, self._vars["groups"])
             problems += found
         limits = preflight.Limits(
-            str(own["artifacts_architecture"]), float(own["preflight_max_clock_skew"]), self._task.args["disks"]
+            str(own["artifacts_architecture"]),
+            float(own["preflight_max_clock_skew"]),
+            [preflight.Room(**room) for room in self._task.args["rooms"]],
         )
-        problems += preflight.machines_problems(facts, unreachable, limits)
+        problems += preflight.machines_problems(facts, unreachable, limits, cluster)
+        problems += self._custody_problems(facts)
         if cluster:
+            problems += _certificate_problems(cluster)
             problems += preflight.cluster_problems(cluster, facts)
             run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
             problems += stages.missing(cluster, facts, run)
@@ -82,6 +98,16 @@ class ActionModule(ActionBase):
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         return {"changed": False, "ansible_facts": {"cluster": known}}
+
+    def _custody_problems(self, facts: dict[str, Any]) -> list[str]:
+        inventory = Path(str(self._vars["inventory_dir"]))
+        pki = Path(str(self._templar.template(self._vars.get("pki_directory")) or inventory / "pki"))
+        # A CA without its key is of no use here; what that means is for the stage pki to say.
+        there = [path for name in custody.CAS if (path := pki / name).is_file()]
+        cas = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
+        secrets = inventory / "secrets"
+        held = [name for name in custody.SECRETS if (secrets / name).is_file()]
+        return custody.problems(facts, cas, str(pki), held, str(secrets))
 
     def _host_variables(self, variables: Any) -> dict[str, Any]:
         wanted = ("ansible_host", "machine_address", "kube_node_labels")

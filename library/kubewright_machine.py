@@ -21,6 +21,11 @@ options:
     description: Data directory of the etcd member.
     type: path
     default: /var/lib/etcd
+  cas:
+    description: Files of CA certificates whose SHA-256 is reported.
+    type: list
+    elements: path
+    default: []
 author: kubewright
 """
 
@@ -48,11 +53,14 @@ def main() -> None:
             "ports": {"type": "list", "elements": "int", "default": []},
             "disks": {"type": "list", "elements": "str", "default": []},
             "etcd_data": {"type": "path", "default": "/var/lib/etcd"},
+            "cas": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
     asked = module.params
-    module.exit_json(changed=False, facts=facts.collect(asked["ports"], asked["disks"], asked["etcd_data"]))
+    module.exit_json(
+        changed=False, facts=facts.collect(asked["ports"], asked["disks"], asked["etcd_data"], asked["cas"])
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """The errors of kubepki: each is something that a user can mend."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class KubepkiError(Exception):
     """A sentence that says what is wrong, with the value seen, and a hint."""
@@ -14,7 +18,11 @@ class KubepkiError(Exception):
 
 
 class SpecError(KubepkiError):
-    """The specification is wrong; the message lists everything found."""
+    """The specification is wrong; `problems` are all that was found, and the message lists them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("the PKI specification is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        self.problems = tuple(problems)
 
 
 class StoreError(KubepkiError):

@@ -203,5 +203,5 @@ def parse(data: Mapping[str, Any]) -> Spec:
             reader.problems.append(f"certificate {certificate.name!r}: the name is used twice")
         seen.add(certificate.name)
     if reader.problems:
-        raise SpecError("the PKI specification is wrong:\n" + "\n".join(f"  - {p}" for p in reader.problems))
+        raise SpecError(reader.problems)
     return Spec(authorities, keypairs, certificates)

@@ -13,6 +13,11 @@ _MASTER: Mapping[int, tuple[str, bool]] = {
     10257: ("kube-controller-manager", False),
     10259: ("kube-scheduler", False),
 }
+# Plain HTTP on the loopback, for `kubectl get componentstatuses`.
+_INSECURE_HEALTH: Mapping[int, tuple[str, bool]] = {
+    10251: ("kube-scheduler", False),
+    10252: ("kube-controller-manager", False),
+}
 _NODE: Mapping[int, tuple[str, bool]] = {
     10248: ("kubelet", False),
     10249: ("kube-proxy", False),
@@ -26,7 +31,7 @@ _VXLAN = 8472
 
 def watched(api_port: int) -> list[int]:
     """Every TCP port whose holder a machine should report."""
-    return sorted({*_ETCD, *_MASTER, *_NODE, api_port})
+    return sorted({*_ETCD, *_MASTER, *_INSECURE_HEALTH, *_NODE, api_port})
 
 
 def _table(machine: Machine, api_port: int) -> dict[int, tuple[str, bool]]:
@@ -40,9 +45,10 @@ def _table(machine: Machine, api_port: int) -> dict[int, tuple[str, bool]]:
     return found
 
 
-def holders(machine: Machine, api_port: int) -> dict[int, str]:
-    """TCP port -> the service of ours that needs it on this machine."""
-    return {port: holder for port, (holder, _) in _table(machine, api_port).items()}
+def holders(machine: Machine, api_port: int, *, insecure_health: bool = False) -> dict[int, str]:
+    """TCP port -> the service of ours that needs it on this machine; `insecure_health`: of versions that have it."""
+    insecure = _INSECURE_HEALTH if insecure_health and machine.is_master else {}
+    return {port: holder for port, (holder, _) in {**_table(machine, api_port), **insecure}.items()}
 
 
 def firewall(

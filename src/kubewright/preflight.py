@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kubewright import ports
+from kubewright import ports, versions
 from kubewright.topology import Cluster, Machine
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 _OLDEST_PYTHON = (3, 9)
+# Linux cuts the names of processes to so many characters.
+_COMM = 15
 # Made by what we install, inside the pod network.
 _OWN_INTERFACES = ("cni0", "docker0", "flannel")
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes that a machine must have free at a path, for a `component` that it has not had yet; empty: for any."""
+
+    path: str
+    bytes: int
+    component: str = ""
+
+
+@dataclass(frozen=True)
 class Limits:
-    """What the inventory allows: `architecture` in Debian's words, skew in seconds, bytes needed by path."""
+    """What the inventory allows: `architecture` in Debian's words, skew in seconds, room on disks."""
 
     architecture: str
     max_clock_skew: float
-    disks: Mapping[str, int]
+    rooms: Sequence[Room]
 
 
-def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
-    """What is wrong with a machine, whatever its part in the cluster."""
+def _needs(room: Room, facts: Mapping[str, Any], machine: Machine | None) -> bool:
+    if not room.component:
+        return not facts["components"]
+    part = {"etcd": machine.is_etcd, "docker": machine.is_node}[room.component] if machine else True
+    return part and room.component not in facts["components"]
+
+
+def machine_problems(facts: Mapping[str, Any], limits: Limits, machine: Machine | None) -> list[str]:
+    """What is wrong with a machine. `machine`: its part in the cluster, None where that is not known."""
     found = []
     wanted = ARCHITECTURES.get(limits.architecture, limits.architecture)
     if facts["architecture"] != wanted:
@@ -37,10 +55,10 @@ def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
         found.append(f"Python is {facts['python']}, 3.9 or newer is needed; set ansible_python_interpreter")
     if not facts["systemd"]:
         found.append("systemd does not run this machine; kubewright needs it")
-    for path, needed in limits.disks.items():
-        free = facts["free_bytes"][path]
-        if free < needed:
-            found.append(f"{path} has {free >> 20} MiB free, {needed >> 20} MiB are needed; free some space")
+    for room in limits.rooms:
+        free = facts["free_bytes"][room.path]
+        if free < room.bytes and _needs(room, facts, machine):
+            found.append(f"{room.path} has {free >> 20} MiB free, {room.bytes >> 20} MiB are needed; free some space")
     if facts["skew_seconds"] > limits.max_clock_skew:
         found.append(
             f"its clock is off by {facts['skew_seconds']:.1f} s (allowed {limits.max_clock_skew:g} s);"
@@ -52,12 +70,16 @@ def machine_problems(facts: Mapping[str, Any], limits: Limits) -> list[str]:
 def place_problems(machine: Machine, facts: Mapping[str, Any], cluster: Cluster) -> list[str]:
     """What keeps a machine from its part in the cluster."""
     found = []
-    expected = ports.holders(machine, cluster.api_port)
+    expected = ports.holders(
+        machine, cluster.api_port, insecure_health=versions.features(cluster.kube_version)["insecure_health_ports"]
+    )
     for port, holder in facts["held_ports"].items():
         owner = expected.get(int(port))
-        # Linux cuts the names of processes to 15 characters.
-        if owner and holder != owner[:15]:
-            found.append(f"port {port} is held by {holder!r}, {owner} needs it; stop that process or move it")
+        if owner and not holder["ours"]:
+            whose = "another " if holder["name"] == owner[:_COMM] else ""
+            found.append(
+                f"port {port} is held by {whose}{holder['name']!r}, {owner} needs it; stop that process or move it"
+            )
     for interface, text in facts["networks"]:
         network = ipaddress.IPv4Network(text)
         for label, ours in (("pod_cidr", cluster.pod_cidr), ("service_cidr", cluster.service_cidr)):
@@ -69,13 +91,14 @@ def place_problems(machine: Machine, facts: Mapping[str, Any], cluster: Cluster)
 
 
 def machines_problems(
-    facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits
+    facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits, cluster: Cluster | None
 ) -> list[str]:
     """What is wrong with the machines, by machine name, including what only shows when they are compared."""
     found = [f"{name}: cannot be reached: {reason}" for name, reason in unreachable.items()]
     identities: dict[str, str] = {}
     for name, known in facts.items():
-        found += [f"{name}: {problem}" for problem in machine_problems(known, limits)]
+        machine = cluster.machine(name) if cluster else None
+        found += [f"{name}: {problem}" for problem in machine_problems(known, limits, machine)]
         identity = known["machine_id"]
         if identity and identity in identities:
             found.append(
@@ -107,12 +130,18 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -
                 f"machine_address back, or first run etcdctl member update ID --peer-urls=https://{address}:2380 and "
                 "write the same into /opt/etcd/cfg/etcd there"
             )
-        if formed and name not in formed and not known["etcd_data"]:
+        if formed and name not in formed and not known["etcd_data"] and not _expected(address, formed, facts):
             found.append(
                 f"{name}: is not a member of the etcd cluster that {', '.join(formed)} formed; adding a member to a "
                 "living etcd is not part of site.yml: take it out of the group 'etcd'"
             )
     return found
+
+
+def _expected(address: str, formed: Sequence[str], facts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a member at this address belongs to the cluster, and has never started: its first start was cut short."""
+    members = [member for name in formed for member in facts[name]["etcd_members"]]
+    return any(address in member["peers"] and not member["started"] for member in members)
 
 
 def etcd_is_new(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> bool:

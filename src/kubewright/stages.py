@@ -41,13 +41,13 @@ def _concerns(stage: str, machine: Machine) -> bool:
 
 
 def _done(stage: str, facts: Mapping[str, Any]) -> bool:
-    return bool(facts["has_pki"]) if stage == "pki" else _PROOF[stage] in facts["components"]
+    return bool(facts["cas"]) if stage == "pki" else _PROOF[stage] in facts["components"]
 
 
 def missing(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], run: Collection[str]) -> list[str]:
     """What the stages of a run need and neither is there nor comes with the run.
 
-    `facts`: machine name -> its facts (`components`: healthy once, `has_pki`).
+    `facts`: machine name -> its facts (`components`: healthy once, `cas` that it was given).
     """
     found = []
     for stage in STAGES:

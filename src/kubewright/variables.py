@@ -61,6 +61,8 @@ def _reason(name: str, value: Any, spec: Mapping[str, Any]) -> str:
         return f"{value!r} is a truth value for YAML; write it in quotes"
     if wanted in ("list", "dict") and not isinstance(value, list if wanted == "list" else dict):
         return f"{value!r} is not a {'list' if wanted == 'list' else 'mapping'}"
+    if wanted == "path" and not str(value).startswith("/"):
+        return f"{value!r} is not an absolute path"
     choices = spec.get("choices")
     if choices and value not in choices:
         close = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)

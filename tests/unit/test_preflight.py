@@ -6,7 +6,8 @@ from test_topology import build
 
 from kubewright import preflight
 
-LIMITS = preflight.Limits("amd64", 2.0, {"/opt": 1 << 30, "/var/lib": 2 << 30})
+ROOMS = [preflight.Room("/opt", 1 << 30), preflight.Room("/var/lib", 2 << 30, "docker")]
+LIMITS = preflight.Limits("amd64", 2.0, ROOMS)
 GOOD: dict[str, Any] = {
     "architecture": "x86_64",
     "python": "3.11.2",
@@ -19,7 +20,10 @@ GOOD: dict[str, Any] = {
     "components": [],
     "etcd_data": False,
     "etcd_peer": "",
+    "etcd_members": [],
 }
+
+NGINX = {"name": "nginx", "ours": False}
 
 
 def facts(**by_machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -27,7 +31,9 @@ def facts(**by_machine: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def problems(found: dict[str, dict[str, Any]], unreachable: dict[str, str] | None = None) -> list[str]:
-    return preflight.machines_problems(found, unreachable or {}, LIMITS) + preflight.cluster_problems(build(), found)
+    cluster = build()
+    machines = preflight.machines_problems(found, unreachable or {}, LIMITS, cluster)
+    return machines + preflight.cluster_problems(cluster, found)
 
 
 def test_good_machines_have_no_problems() -> None:
@@ -36,7 +42,7 @@ def test_good_machines_have_no_problems() -> None:
 
 def test_every_problem_of_every_machine_at_once() -> None:
     found = facts(
-        master01={"architecture": "aarch64", "held_ports": {"6443": "nginx"}},
+        master01={"architecture": "aarch64", "held_ports": {"6443": NGINX}},
         node01={"skew_seconds": 7.25, "free_bytes": {"/opt": 5 << 20, "/var/lib": 1 << 40}},
     )
     del found["node02"]
@@ -52,11 +58,30 @@ def test_every_problem_of_every_machine_at_once() -> None:
 
 
 def test_a_port_may_be_held_by_the_service_itself() -> None:
-    assert problems(facts(master01={"held_ports": {"10257": "kube-controller", "2379": "etcd"}})) == []
+    held = {"10257": {"name": "kube-controller", "ours": True}, "2379": {"name": "etcd", "ours": True}}
+    assert problems(facts(master01={"held_ports": held})) == []
+
+
+def test_somebody_elses_service_of_the_same_name_is_somebody_elses() -> None:
+    held = {"2379": {"name": "etcd", "ours": False}, "10252": {"name": "kube-controller", "ours": False}}
+    assert problems(facts(master01={"held_ports": held})) == [
+        "master01: port 2379 is held by another 'etcd', etcd needs it; stop that process or move it",
+        "master01: port 10252 is held by another 'kube-controller', kube-controller-manager needs it; stop that "
+        "process or move it",
+    ]
+
+
+def test_room_is_needed_where_something_is_to_come() -> None:
+    full = {"free_bytes": {"/opt": 0, "/var/lib": 0}}
+    assert len(problems(facts(node01=full))) == 2
+    # master01 is no node: it gets no Docker.
+    assert len(problems(facts(master01=full))) == 1
+    assert problems(facts(node01={**full, "components": ["docker"]})) == []
+    assert len(problems(facts(node01={**full, "components": ["flanneld"]}))) == 1
 
 
 def test_only_ports_that_the_machine_needs_matter() -> None:
-    assert problems(facts(node01={"held_ports": {"6443": "nginx"}})) == []
+    assert problems(facts(node01={"held_ports": {"6443": NGINX}})) == []
 
 
 def test_cloned_machine_ids() -> None:
@@ -74,6 +99,18 @@ def test_etcd_is_new_only_when_no_member_was_ever_healthy() -> None:
 
 def test_a_first_run_that_was_killed_may_go_on() -> None:
     assert problems(facts(node01={"etcd_data": True})) == []
+
+
+def test_a_member_whose_first_start_was_cut_short_may_start() -> None:
+    members = [{"peers": [f"192.168.80.1{number}"], "started": number != 2} for number in range(3)]
+    lived = {"components": ["etcd"], "etcd_data": True, "etcd_members": members}
+    assert problems(facts(master01=lived, node01=lived)) == []
+    # With none of the members answering, nobody knows.
+    silent = {**lived, "etcd_members": []}
+    found = problems(facts(master01=silent, node01=silent))
+    assert [problem.split(";")[0] for problem in found] == [
+        "node02: is not a member of the etcd cluster that master01, node01 formed"
+    ]
 
 
 def test_a_member_keeps_its_address() -> None:

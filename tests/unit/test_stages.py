@@ -13,7 +13,10 @@ ALL = ["etcd", "flanneld", "docker", "kube-apiserver", "kubelet", "kube-proxy"]
 
 
 def facts(components: list[str], *, has_pki: bool = True) -> dict[str, Any]:
-    return {name: {"components": components, "has_pki": has_pki} for name in ("master01", "node01", "node02")}
+    return {
+        name: {"components": components, "cas": {"/opt/kubernetes/ssl/ca.pem": "1"} if has_pki else {}}
+        for name in ("master01", "node01", "node02")
+    }
 
 
 def test_the_table_has_the_stages_of_the_site() -> None:

@@ -40,6 +40,12 @@ def leads(endpoint: dict[str, Any]) -> bool:
     return bool(status.get("leader")) and status["leader"] == status["header"]["member_id"]
 
 
+def members(endpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """Members of the cluster as etcd describes them; one that has never started has no `clientURLs`."""
+    found: list[dict[str, Any]] = _call(endpoint, "/v3/cluster/member/list", {})["members"]
+    return found
+
+
 def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     """Why stopping the member behind this endpoint would take the quorum of its cluster away; empty when it would not.
 
@@ -47,7 +53,7 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     design), so they do not count.
     """
     own = _call(endpoint, "/v3/maintenance/status", {})["header"]["member_id"]
-    voters = [m for m in _call(endpoint, "/v3/cluster/member/list", {})["members"] if not m.get("isLearner")]
+    voters = [m for m in members(endpoint) if not m.get("isLearner")]
     quorum = len(voters) // 2 + 1
     if len(voters) < 3 or all(member["ID"] != own for member in voters):
         return ""

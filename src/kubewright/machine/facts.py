@@ -11,7 +11,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import component
+from . import component, etcd, files
 
 _LISTEN = "0A"
 
@@ -24,13 +24,6 @@ def _read(path: str) -> str:
         return ""
 
 
-def _os_release() -> str:
-    for line in _read("/etc/os-release").splitlines():
-        if line.startswith("PRETTY_NAME="):
-            return line.partition("=")[2].strip('"')
-    return "unknown"
-
-
 def listening(table: str) -> dict[int, str]:
     """Port -> socket inode of every listening socket of a /proc/net/tcp table."""
     found = {}
@@ -41,17 +34,19 @@ def listening(table: str) -> dict[int, str]:
     return found
 
 
-def _holders(inodes: dict[str, int]) -> dict[int, str]:
-    """Port -> name of the process that holds it."""
-    found: dict[int, str] = {}
+def _holders(inodes: dict[str, int]) -> dict[int, dict[str, Any]]:
+    """Port -> {name: of the process that holds it, ours: whether its program is one that was installed by us}."""
+    found: dict[int, dict[str, Any]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            program = os.readlink(f"/proc/{pid}/exe")
         except OSError:
             continue
         for link in links:
             if link.startswith("socket:[") and link[8:-1] in inodes:
-                found[inodes[link[8:-1]]] = _read(f"/proc/{pid}/comm").strip()
+                ours = program.startswith(component.STORE + "/")
+                found[inodes[link[8:-1]]] = {"name": _read(f"/proc/{pid}/comm").strip(), "ours": ours}
     return found
 
 
@@ -68,9 +63,9 @@ def networks(table: str) -> list[tuple[str, str]]:
 
 
 def _free(path: str) -> int:
-    while not os.path.exists(path):
+    while path and not os.path.exists(path):
         path = os.path.dirname(path)
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(path or "/").free
 
 
 def _peer_host(config: str) -> str:
@@ -81,9 +76,26 @@ def _peer_host(config: str) -> str:
     return ""
 
 
-def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any]:
+def _etcd_members() -> list[dict[str, Any]]:
+    """Members of the cluster of this machine's etcd member, as it knows them; none when it does not run."""
+    tls = {"ca": "/opt/etcd/ssl/ca.pem", "cert": "/opt/etcd/ssl/client.pem", "key": "/opt/etcd/ssl/client-key.pem"}
+    try:
+        listed = etcd.members({"url": "https://127.0.0.1:2379", **tls})
+    except (etcd.EtcdError, OSError):
+        return []
+    return [
+        {
+            "peers": [urlsplit(url).hostname or "" for url in member.get("peerURLs") or []],
+            "started": bool(member.get("clientURLs")),
+        }
+        for member in listed
+    ]
+
+
+def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) -> dict[str, Any]:
     """Facts of this machine.
 
+    `cas`: files of CA certificates; the fact has the SHA-256 of those that are there.
     `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
     `etcd_data`: the data directory of an etcd member.
     """
@@ -95,20 +107,15 @@ def collect(ports: list[int], disks: list[str], etcd_data: str) -> dict[str, Any
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "architecture": platform.machine(),
-        "os": _os_release(),
-        "kernel": platform.release(),
-        "hostname": platform.node(),
         "machine_id": _read("/etc/machine-id").strip(),
         "systemd": os.path.isdir("/run/systemd/system"),
-        "cgroup": "v2" if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else "v1",
-        "cpus": os.cpu_count() or 1,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "free_bytes": {path: _free(path) for path in disks},
-        "held_ports": {str(port): name for port, name in _holders(wanted).items()} if wanted else {},
+        "held_ports": {str(port): holder for port, holder in _holders(wanted).items()} if wanted else {},
         "networks": networks(_read("/proc/net/route")),
-        "has_pki": any(os.path.exists(path) for path in ("/opt/kubernetes/ssl/ca.pem", "/opt/etcd/ssl/ca.pem")),
+        "cas": {path: files.sha256_of(path) for path in cas if os.path.exists(path)},
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
+        "etcd_members": _etcd_members() if "etcd" in records else [],
         "etcd_peer": _peer_host(_read("/opt/etcd/cfg/etcd")),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),
         "now": time.time(),

@@ -15,7 +15,15 @@ import yaml
 
 from kubewright.errors import UserError
 
-_TYPES: Mapping[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+_TYPES: Mapping[str, type] = {
+    "str": str,
+    "path": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+}
 
 
 @dataclass(frozen=True)

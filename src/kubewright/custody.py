@@ -1,0 +1,45 @@
+"""What only the controller has, and a cluster cannot do without: CAs, and the key that its Secrets are encrypted with.
+
+A controller without them (a fresh clone, somebody else's machine) would make new ones, and hand those to machines that
+live on the old: every member and kubelet refused, every Secret unreadable for good. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+# CA certificate on the controller -> where machines have it as the only content of a file.
+CAS: Mapping[str, str] = {
+    "kubernetes-ca.pem": "/opt/kubernetes/ssl/ca.pem",
+    "etcd-ca.pem": "/opt/etcd/ssl/ca.pem",
+}
+SECRETS = ("encryption_key", "bootstrap_token_id", "bootstrap_token_secret")
+
+
+def problems(
+    facts: Mapping[str, Mapping[str, Any]], cas: Mapping[str, str], pki: str, secrets: Collection[str], directory: str
+) -> list[str]:
+    """What the machines have been given and this controller does not have.
+
+    `facts`: machine -> {cas: path -> SHA-256, components}. `cas`: CA -> SHA-256 of the controller's file, of those that
+    are there, in the directory `pki`. `secrets`: names of the files in `directory`.
+    """
+    found = []
+    for name, path in CAS.items():
+        others = [machine for machine, known in facts.items() if known["cas"].get(path, cas.get(name)) != cas.get(name)]
+        if others:
+            state = "has another" if name in cas else "has no"
+            found.append(
+                f"{', '.join(others)}: trust a CA ({path}) that this controller does not have: {pki} {state} {name}; "
+                "copy pki/ and secrets/ from the controller that made the cluster, or from a backup. With new ones "
+                "every machine would be cut off"
+            )
+    lacking = [name for name in SECRETS if name not in secrets]
+    masters = [machine for machine, known in facts.items() if "kube-apiserver" in known["components"]]
+    if lacking and masters:
+        found.append(
+            f"{', '.join(masters)}: run an API server, and {directory} lacks {', '.join(lacking)}; copy secrets/ from "
+            "the controller that made the cluster, or from a backup. With a new encryption key every Secret is lost"
+        )
+    return found

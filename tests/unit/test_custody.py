@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+from kubewright import custody
+
+ALL = set(custody.SECRETS)
+OURS = {"kubernetes-ca.pem": "1", "etcd-ca.pem": "2"}
+GIVEN = {"/opt/kubernetes/ssl/ca.pem": "1", "/opt/etcd/ssl/ca.pem": "2"}
+
+
+def problems(cas: dict[str, str], secrets: set[str], **machines: dict[str, Any]) -> list[str]:
+    known = {name: {"cas": {}, "components": [], **facts} for name, facts in machines.items()}
+    return custody.problems(known, cas, "/i/pki", secrets, "/i/secrets")
+
+
+def test_bare_machines_need_nothing() -> None:
+    assert problems({}, set(), a={}, b={}) == []
+
+
+def test_the_controller_that_made_the_cluster() -> None:
+    assert problems(OURS, ALL, a={"cas": GIVEN, "components": ["kube-apiserver"]}, b={}) == []
+
+
+def test_a_fresh_clone_makes_no_second_cas() -> None:
+    found = problems({}, ALL, a={"cas": GIVEN}, b={"cas": {"/opt/kubernetes/ssl/ca.pem": "1"}}, c={})
+    assert [problem.split(";")[0] for problem in found] == [
+        f"{who}: trust a CA (/opt/{which}/ssl/ca.pem) that this controller does not have: /i/pki has no {which}-ca.pem"
+        for who, which in (("a, b", "kubernetes"), ("a", "etcd"))
+    ]
+
+
+def test_another_cluster_of_the_same_machines() -> None:
+    [found] = problems({**OURS, "etcd-ca.pem": "9"}, ALL, a={"cas": GIVEN})
+    assert "/i/pki has another etcd-ca.pem" in found
+
+
+def test_the_key_of_secrets_is_never_made_anew() -> None:
+    [found] = problems(OURS, ALL - {"encryption_key"}, a={"cas": GIVEN, "components": ["kube-apiserver"]}, b={})
+    assert found.startswith("a: run an API server, and /i/secrets lacks encryption_key;")
+    assert problems(OURS, set(), a={"cas": GIVEN, "components": ["etcd"]}) == []
