@@ -30,7 +30,15 @@ def _certificate_problems(cluster: topology.Cluster) -> list[str]:
     try:
         spec.parse(certificates.spec(cluster))
     except SpecError as error:
-        return list(error.problems)
+        reasons: dict[str, list[str]] = {}
+        for problem in error.problems:
+            where, _, reason = problem.partition(": ")
+            reasons.setdefault(reason, []).append(where)
+        # A lifetime is that of nearly all certificates.
+        return [
+            f"{where[0]}{f' and {len(where) - 1} others' if where[1:] else ''}: {reason}"
+            for reason, where in reasons.items()
+        ]
     return []
 
 
