@@ -12,7 +12,6 @@ from kubewright import nodes
 from kubewright.errors import UserError
 
 _POLL_SECONDS = 0.5
-_SSL = "/opt/kubernetes/ssl"
 # Asked through the API server, which trusts only a serving certificate that was signed for this node.
 _KUBELET = "/proxy/healthz"
 
@@ -31,7 +30,8 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         wanted = {str(node["node_name"]): node for node in self._task.args["nodes"]}
-        version = "v1" if self._vars["ansible_facts"]["cluster"]["features"]["csr_api_v1"] else "v1beta1"
+        self._cluster = self._vars["ansible_facts"]["cluster"]
+        version = "v1" if self._cluster["features"]["csr_api_v1"] else "v1beta1"
         self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
         try:
             here = set(self._vars["ansible_play_hosts"])
@@ -40,18 +40,11 @@ class ActionModule(ActionBase):
         except UserError as error:
             return {"failed": True, "msg": str(error)}
 
-    def _server(self) -> dict[str, str]:
-        port = self._vars["ansible_facts"]["cluster"]["api_port"]
-        return {
-            "server": f"https://127.0.0.1:{port}",
-            "ca": f"{_SSL}/ca.pem",
-            "cert": f"{_SSL}/admin.pem",
-            "key": f"{_SSL}/admin-key.pem",
-        }
-
     def _ask(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         reply = self._execute_module(
-            module_name="kubewright_api", module_args={**self._server(), "requests": requests}, task_vars=self._vars
+            module_name="kubewright_api",
+            module_args={**self._cluster["api_access"], "requests": requests},
+            task_vars=self._vars,
         )
         if reply.get("failed") or reply.get("unreachable"):
             raise (UserError if reply.get("answered", True) else _NoAnswerError)(str(reply.get("msg")))
@@ -122,7 +115,10 @@ class ActionModule(ActionBase):
         """Labels and taints of registered nodes: {changed, diff}; in check mode what they would be."""
         marked = self._execute_module(
             module_name="kubewright_objects",
-            module_args={**self._server(), "objects": json.dumps([nodes.marks(node) for node in there.values()])},
+            module_args={
+                **self._cluster["api_access"],
+                "objects": json.dumps([nodes.marks(node) for node in there.values()]),
+            },
             task_vars=self._vars,
         )
         if marked.get("failed") or marked.get("unreachable"):

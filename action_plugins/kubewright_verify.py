@@ -16,7 +16,6 @@ from ansible.utils.display import Display
 from kubewright import diagnose, matrix
 from kubewright.errors import UserError
 
-_SSL = "/opt/kubernetes/ssl"
 _POLL_SECONDS = 0.5
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,14 +41,6 @@ class ActionModule(ActionBase):
             # The namespace is what the step `clean` needs to know.
             return {"failed": True, "msg": str(error), "namespace": self._namespace}
 
-    def _server(self) -> dict[str, str]:
-        return {
-            "server": f"https://127.0.0.1:{self._cluster['api_port']}",
-            "ca": f"{_SSL}/ca.pem",
-            "cert": f"{_SSL}/admin.pem",
-            "key": f"{_SSL}/admin-key.pem",
-        }
-
     def _module(self, name: str, **arguments: Any) -> dict[str, Any]:
         reply: dict[str, Any] = self._execute_module(module_name=name, module_args=arguments, task_vars=self._vars)
         if reply.get("failed") or reply.get("unreachable"):
@@ -57,13 +48,15 @@ class ActionModule(ActionBase):
         return reply
 
     def _get(self, path: str) -> dict[str, Any]:
-        reply = self._module("kubewright_api", **self._server(), requests=[{"method": "GET", "path": path}])
+        reply = self._module(
+            "kubewright_api", **self._cluster["api_access"], requests=[{"method": "GET", "path": path}]
+        )
         body: dict[str, Any] = reply["replies"][0]["body"]
         return body
 
     def _start(self) -> dict[str, Any]:
         objects = matrix.manifests(self._namespace, str(self._task.args["image"]))
-        self._module("kubewright_objects", **self._server(), objects=json.dumps(objects))
+        self._module("kubewright_objects", **self._cluster["api_access"], objects=json.dumps(objects))
         machines = self._cluster["machines"].values()
         nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
         # Machines that --limit leaves out take part when they are up, and are not waited for when they are not.
@@ -180,7 +173,7 @@ class ActionModule(ActionBase):
         own = (self._vars.get("verify_pods") or {}).get("namespace")
         names = matrix.leftovers(listed.get("items", []), str(own or ""), datetime.now(UTC))
         requests = [{"method": "DELETE", "path": f"/api/v1/namespaces/{name}"} for name in names]
-        self._module("kubewright_api", **self._server(), requests=requests)
+        self._module("kubewright_api", **self._cluster["api_access"], requests=requests)
         return {"changed": False}
 
 

@@ -30,7 +30,7 @@ EXAMPLES = r"""
     components:
       - name: etcd
         binaries: {etcd: /opt/etcd/bin/etcd}
-        templates: [opt/etcd/cfg/etcd.yml]
+        files: [opt/etcd/cfg/etcd]
         unit: etcd.service
         health:
           checks: [{kind: http, url: "https://127.0.0.1:2379/health", expect: '"health":"true"'}]

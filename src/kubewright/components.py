@@ -19,7 +19,6 @@ _KEYS = {
     "name",
     "directories",
     "binaries",
-    "templates",
     "files",
     "absent",
     "inputs",
@@ -113,7 +112,7 @@ def expand(
         )
     name = str(component["name"])
     unit = str(component.get("unit") or "")
-    entries: list[str | Mapping[str, Any]] = [*component.get("templates", []), *component.get("files", [])]
+    entries: list[str | Mapping[str, Any]] = [*component.get("files", [])]
     if unit:
         entries.append(f"{_SYSTEMD}{unit}")
     wires, contents = [], {}

@@ -14,6 +14,7 @@ from typing import Any
 from kubewright import versions
 
 Network = ipaddress.IPv4Network
+_ADMINISTRATOR = {"ca": "ca", "cert": "admin", "key": "admin-key"}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -97,6 +98,11 @@ class Cluster:
             "network_mode": self.network_mode,
             "api_port": self.api_port,
             "api_url": f"https://{self.api_address}:{self.api_port}",
+            # From a master, with the administrator's certificate.
+            "api_access": {
+                "server": f"https://127.0.0.1:{self.api_port}",
+                **{kind: f"/opt/kubernetes/ssl/{name}.pem" for kind, name in _ADMINISTRATOR.items()},
+            },
             "api_service_address": self.api_service_address,
             "dns_service_address": self.dns_service_address,
             "master_count": len(self.masters()),

@@ -17,7 +17,7 @@ def render(name: str) -> str:
 
 
 def test_a_template_path_is_the_target_path() -> None:
-    declared = components.expand({"name": "x", "templates": ["etc/docker/daemon.json"]}, render, {})
+    declared = components.expand({"name": "x", "files": ["etc/docker/daemon.json"]}, render, {})
     [item] = declared.wire["files"]
     assert item["path"] == "/etc/docker/daemon.json"
     assert item["sha256"] == hashlib.sha256(b"rendered etc/docker/daemon.json.j2\n").hexdigest()
@@ -31,7 +31,7 @@ def test_a_unit_brings_its_unit_file() -> None:
 
 def test_only_what_differs_is_shipped() -> None:
     declared = components.expand(
-        {"name": "x", "binaries": {"etcd": "/opt/etcd/bin/etcd"}, "templates": ["a", "b"]}, render, ARTIFACTS
+        {"name": "x", "binaries": {"etcd": "/opt/etcd/bin/etcd"}, "files": ["a", "b"]}, render, ARTIFACTS
     )
     found = {
         "differences": [

@@ -16,14 +16,6 @@ from . import component, etcd, files
 _LISTEN = "0A"
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return ""
-
-
 def listening(table: str) -> dict[int, str]:
     """Port -> socket inode of every listening socket of a /proc/net/tcp table."""
     found = {}
@@ -46,7 +38,7 @@ def _holders(inodes: dict[str, int]) -> dict[int, dict[str, Any]]:
         for link in links:
             if link.startswith("socket:[") and link[8:-1] in inodes:
                 ours = program.startswith(component.STORE + "/")
-                found[inodes[link[8:-1]]] = {"name": _read(f"/proc/{pid}/comm").strip(), "ours": ours}
+                found[inodes[link[8:-1]]] = {"name": files.read(f"/proc/{pid}/comm").strip(), "ours": ours}
     return found
 
 
@@ -99,7 +91,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
     `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
     `etcd_data`: the data directory of an etcd member.
     """
-    open_ports = {**listening(_read("/proc/net/tcp6")), **listening(_read("/proc/net/tcp"))}
+    open_ports = {**listening(files.read("/proc/net/tcp6")), **listening(files.read("/proc/net/tcp"))}
     wanted = {inode: port for port, inode in open_ports.items() if port in ports}
     records = []
     if os.path.isdir(component.RECORDS):
@@ -107,16 +99,16 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "architecture": platform.machine(),
-        "machine_id": _read("/etc/machine-id").strip(),
+        "machine_id": files.read("/etc/machine-id").strip(),
         "systemd": os.path.isdir("/run/systemd/system"),
         "free_bytes": {path: _free(path) for path in disks},
         "held_ports": {str(port): holder for port, holder in _holders(wanted).items()} if wanted else {},
-        "networks": networks(_read("/proc/net/route")),
+        "networks": networks(files.read("/proc/net/route")),
         "cas": {path: files.sha256_of(path) for path in cas if os.path.exists(path)},
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "etcd_members": _etcd_members() if "etcd" in records else [],
-        "etcd_peer": _peer_host(_read("/opt/etcd/cfg/etcd")),
+        "etcd_peer": _peer_host(files.read("/opt/etcd/cfg/etcd")),
         "ip_vs": os.path.exists("/proc/net/ip_vs"),
         "now": time.time(),
     }

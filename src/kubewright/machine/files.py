@@ -141,6 +141,15 @@ def describe(path: str) -> dict[str, Any] | None:
     return {"kind": kind, "mode": stat.S_IMODE(info.st_mode), "owner": owner, "group": group}
 
 
+def read(path: str) -> str:
+    """A small text file, most of all of /proc and /etc; empty when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read()
+    except OSError:
+        return ""
+
+
 def read_text(path: str, limit: int = 1 << 20) -> str:
     """Content for a diff; empty when missing, a remark when it is not text or too large."""
     try:

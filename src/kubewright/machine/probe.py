@@ -9,6 +9,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from . import files
+
 
 def _output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20).stdout
@@ -50,7 +52,7 @@ def path(addresses: list[str], services: list[str], peers: list[str]) -> dict[st
     """
     links = _json("ip", "-j", "-d", "link", "show", "type", "vxlan")
     device = next((str(link["ifname"]) for link in links if str(link["ifname"]).startswith("flannel")), "flannel.1")
-    nat = _output("iptables-save", "-t", "nat") + _read("/proc/net/ip_vs")
+    nat = _output("iptables-save", "-t", "nat") + files.read("/proc/net/ip_vs")
     with ThreadPoolExecutor(max_workers=16) as pool:
         answered = list(pool.map(lambda peer: bool(ping(peer)["ok"]), peers))
     return {
@@ -58,7 +60,7 @@ def path(addresses: list[str], services: list[str], peers: list[str]) -> dict[st
         "neighbours": _json("ip", "-j", "neigh", "show", "dev", device),
         "fdb": _json("bridge", "-j", "fdb", "show", "dev", device),
         "routes": {address: _json("ip", "-j", "route", "get", address) for address in addresses},
-        "forwarding": _read("/proc/sys/net/ipv4/ip_forward").strip(),
+        "forwarding": files.read("/proc/sys/net/ipv4/ip_forward").strip(),
         "forward": _output("iptables", "-w", "-S", "FORWARD").splitlines(),
         "input": _output("iptables", "-w", "-S", "INPUT").splitlines(),
         "services": {address: address in nat or _hexadecimal(address) in nat for address in services},
@@ -69,14 +71,6 @@ def path(addresses: list[str], services: list[str], peers: list[str]) -> dict[st
 def _hexadecimal(address: str) -> str:
     # As /proc/net/ip_vs prints addresses.
     return "".join(f"{int(part):02X}" for part in address.split("."))
-
-
-def _read(name: str) -> str:
-    try:
-        with open(name, encoding="utf-8") as stream:
-            return stream.read()
-    except OSError:
-        return ""
 
 
 def run(addresses: list[str], services: list[str], peers: list[str]) -> dict[str, Any]:
