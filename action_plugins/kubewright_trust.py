@@ -15,7 +15,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from kubewright.errors import UserError
-from kubewright.lab.state import write_file
+from kubewright.files import write_file
 from kubewright.trust import report
 from kubewright.trust.contact import Contact, Plan, meet_all, record
 from kubewright.trust.target import Settings

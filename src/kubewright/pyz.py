@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
+import io
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from kubewright.errors import UserError
+from kubewright.files import write_file
 
 _SHEBANG = b"#!/usr/bin/env python3\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -43,19 +43,7 @@ def build_flanneld(dest: Path) -> Path:
     contents.update(_licences())
     contents["__main__.py"] = _START.encode()
     try:
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{dest.name}.", dir=dest.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_SHEBANG)
-                _write_zip(file, contents)
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o755)
-            Path(temporary).replace(dest)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_file(dest, _archive(contents), 0o755)
     except OSError as error:
         raise UserError(
             f"{dest} cannot be written: {error.strerror}", "Check the directory and its free space."
@@ -63,14 +51,17 @@ def build_flanneld(dest: Path) -> Path:
     return dest
 
 
-def _write_zip(file: object, contents: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:  # type: ignore[call-overload]
+def _archive(contents: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    made.write(_SHEBANG)
+    with zipfile.ZipFile(made, "w") as archive:
         for name in sorted(contents):
             info = zipfile.ZipInfo(name, _EPOCH)
             info.external_attr = 0o100644 << 16
             info.create_system = 3
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, contents[name])
+    return made.getvalue()
 
 
 def _package(name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flannel_lab import unpacked, until
 
-from kubewright.lab.state import write_file
+from kubewright.files import write_file
 from kubewright.trust.contact import Contact, Plan, meet, record
 from kubewright.trust.target import Settings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kubewright.lab.state import children, is_init, mark_of, read_mark, write_file, write_mark
+from kubewright.lab.state import children, is_init, mark_of, read_mark, write_mark
 
 
 def test_a_mark_survives_being_stored(tmp_path: Path) -> None:
@@ -61,13 +61,3 @@ def test_only_pid_1_of_an_inner_namespace_is_an_init(tmp_path: Path) -> None:
         (tmp_path / pid).mkdir()
         (tmp_path / pid / "status").write_text(f"Name:\tx\nNSpid:\t{line}\n")
     assert [pid for pid in (5, 6, 7, 8, 9) if is_init(pid, tmp_path)] == [5]
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_file(path, "old", 0o600)
-    with pytest.raises(UnicodeEncodeError):
-        write_file(path, "\udcff")
-    assert path.read_text() == "old"
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert list(tmp_path.iterdir()) == [path]

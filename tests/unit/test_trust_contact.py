@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from ssh_machine import Machine, clean_environment, key_pair, listening
 
-from kubewright.lab.state import write_file
+from kubewright.files import write_file
 from kubewright.trust.contact import Contact, Plan, meet, meet_all, record
 from kubewright.trust.report import table
 from kubewright.trust.target import Settings

@@ -16,12 +16,13 @@ import time
 from pathlib import Path
 
 from kubewright.errors import UserError
+from kubewright.files import write_file
 from kubewright.lab.host import Cgroups, Host
 from kubewright.lab.image import remove_tree
 from kubewright.lab.model import BRIDGE, LabSpec, Machine
 from kubewright.lab.network import plug, switch_port
 from kubewright.lab.run import run, succeeds
-from kubewright.lab.state import ProcessMark, children, is_init, mark_of, read_mark, write_file, write_mark
+from kubewright.lab.state import ProcessMark, children, is_init, mark_of, read_mark, write_mark
 
 # Directories that must not lie on an overlay, because their users mount overlays upon them.
 _PLAIN = {"docker": "/var/lib/docker", "containerd": "/var/lib/containerd"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from kubewright.files import write_file
 from kubewright.lab.model import LabSpec, Machine
 from kubewright.lab.run import run, succeeds
-from kubewright.lab.state import write_file
 
 
 def ssh_config(spec: LabSpec) -> str:

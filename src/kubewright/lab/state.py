@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from kubewright.files import write_file
 
 _PROC = Path("/proc")
 
@@ -52,23 +52,6 @@ def read_mark(path: Path) -> ProcessMark | None:
 def write_mark(path: Path, mark: ProcessMark) -> None:
     """Store a mark."""
     write_file(path, json.dumps(asdict(mark)) + "\n")
-
-
-def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file completely or not at all, parents included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fchmod(stream.fileno(), mode)
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def children(pid: int, proc: Path = _PROC) -> list[int]:
