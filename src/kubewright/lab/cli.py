@@ -15,9 +15,11 @@ from pathlib import Path
 
 from kubewright.errors import UserError
 from kubewright.lab import machine as machines
-from kubewright.lab.host import parse_cgroups, probe, require_programs, require_root, require_space
-from kubewright.lab.image import ensure_image, remove_tree
+from kubewright.lab.host import complete_path, parse_cgroups, probe, require_programs, require_root, require_space
+from kubewright.lab.image import ensure_image, find_image, remove_tree
+from kubewright.lab.labs import host_lock, lab_called, labs, leave_host, machines_there, register
 from kubewright.lab.model import LABS, LabSpec, Machine
+from kubewright.lab.modules import MODULES, remembered
 from kubewright.lab.network import ensure_network, remove_network
 from kubewright.lab.sshconf import drop_connections, make_access
 
@@ -31,17 +33,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         require_root()
-        # Importing Ansible makes directories in the home directory: not before it is clear that they are ours.
-        from kubewright.lab.inventory import read_lab  # noqa: PLC0415 -- see above
-
-        spec = read_lab(options.inventory)
-        return int(_COMMANDS[options.command][0](spec, options))
+        complete_path()
+        if options.command == "list":
+            return _list()
+        return int(_COMMANDS[options.command][0](_spec(options), options))
     except UserError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("lab: interrupted; the same command again goes on from here", file=sys.stderr)
         return 130
+
+
+def _spec(options: argparse.Namespace) -> LabSpec:
+    if getattr(options, "id", None):
+        return lab_called(options.id)
+    # Importing Ansible makes directories in the home directory: not before it is clear that they are ours.
+    from kubewright.lab.inventory import read_lab  # noqa: PLC0415 -- see above
+
+    return read_lab(options.inventory)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,16 +69,21 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("exec", "ssh"):
             command.add_argument("machine", metavar="MACHINE")
             command.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND")
-        elif name != "down":
+        elif name == "down":
+            command.add_argument("--id", help="of `list`: takes a lab down whose inventory is gone")
+        else:
             many = "*" if name in ("up", "status", "start", "stop", "reboot") else "+"
             command.add_argument("machines", nargs=many, metavar="MACHINE")
+    text = "show the labs of this host: id, inventory, machines that run"
+    commands.add_parser("list", help=text, description=text)
     return parser
 
 
 @contextlib.contextmanager
 def _lock(spec: LabSpec) -> Iterator[None]:
-    """Keep out other commands that change the same lab; the inventory directory itself is the lock."""
-    descriptor = os.open(spec.inventory, os.O_RDONLY | os.O_DIRECTORY)
+    """Keep out other commands that change the same lab; the inventory directory itself is the lock, if it is there."""
+    directory = spec.inventory if spec.inventory.is_dir() else spec.directory
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,19 +135,23 @@ def _up(spec: LabSpec, options: argparse.Namespace) -> int:
         new = sum(not machine.directory.exists() for machine in chosen)
         if new:
             require_space(LABS, new * _SPACE_PER_MACHINE, f"a lab of {new} new machines")
-        host = probe()
+        with host_lock(), remembered(MODULES):
+            register(spec)
+            host = probe()
         for line in host.adaptations():
             _say(f"adapted: {line}")
-        rootfs = ensure_image(_say)
+        # The current image is for new disks; others stay on the one that they were made on.
+        images = {machine: machines.image_of(machine) for machine in chosen}
+        current = None if all(images.values()) else ensure_image(_say)
         ensure_network(spec)
-        machines.check_not_foreign(spec)
         public_key = make_access(spec)
 
         def up(machine: Machine) -> str:
             if machines.supervisor(machine) is None:
-                machines.prepare(spec, machine, host, public_key)
-                machines.boot(spec, machine, host, rootfs)
-            return machines.wait_ready(spec, machine, _BOOT_SECONDS)
+                image = images[machine] or str(current)
+                machines.prepare(spec, machine, host, image, public_key)
+                machines.boot(spec, machine, host, find_image(image))
+            return machines.wait_ready(spec, machine, _BOOT_SECONDS, admit=public_key)
 
         return _for_each(chosen, up)
 
@@ -140,24 +159,38 @@ def _up(spec: LabSpec, options: argparse.Namespace) -> int:
 def _down(spec: LabSpec, _: argparse.Namespace) -> int:
     with _lock(spec):
         # What is there decides, not the inventory: it may have changed since.
-        there = {path.name: path for path in spec.directory.iterdir()} if spec.directory.is_dir() else {}
-        known = {machine.name: machine for machine in spec.machines}
-        gateway = spec.gateway.ip
-        found = [known.get(name) or Machine(name, gateway, path) for name, path in there.items()]
-        drop_connections(spec, spec.machines)
+        found = machines_there(spec)
+        drop_connections(spec)
         for machine in found:
             machines.kill(machine)
         remove_network(spec)
         machines.remove_cgroups(spec, parse_cgroups(Path("/proc/self/mounts").read_text()))
         for machine in found:
             machines.remove_disks(machine)
-        for path in (spec.directory, spec.access, spec.runtime):
-            remove_tree(path)
-        for parent in (LABS, LABS.parent, spec.runtime.parent):
-            # Shared with other labs: goes with the last one.
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        with host_lock():
+            for path in (spec.access, spec.runtime, spec.directory):
+                remove_tree(path)
+            leave_host()
     _say(f"the lab of {spec.inventory} is gone" if found else f"there is no lab of {spec.inventory}")
+    return 0
+
+
+def _list() -> int:
+    rows: list[tuple[str, ...]] = [("id", "running", "inventory")]
+    for spec in labs():
+        there = machines_there(spec)
+        running = sum(machines.supervisor(machine) is not None for machine in there)
+        if spec.inventory == spec.directory:
+            where = "unknown"
+        else:
+            where = str(spec.inventory) if spec.inventory.is_dir() else f"gone (was {spec.inventory})"
+        rows.append((spec.lab_id, f"{running} of {len(there)}", where))
+    if len(rows) == 1:
+        _say("there are no labs on this host")
+    else:
+        _table(rows)
+        if any(row[2] == "unknown" or row[2].startswith("gone") for row in rows):
+            _say("to remove a lab without its inventory: python -m kubewright.lab down --id ID")
     return 0
 
 

@@ -5,26 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubewright.errors import UserError
 from kubewright.lab.run import succeeds
 
-# Program and the Debian package that has it.
-HOST_PACKAGES = {
-    "debootstrap": "debootstrap",
-    "systemd-nspawn": "systemd-container",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "setpriv": "util-linux",
-    "ip": "iproute2",
-    "sysctl": "procps",
-    "socat": "socat",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-}
+_PROGRAMS = Path(__file__).with_name("programs.txt")
+# `su` without a dash keeps a user's PATH, which lacks these.
+_SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 DEVICES = ("/dev/kmsg", "/dev/fuse", "/dev/net/tun")
 # capabilities(7), linux/capability.h
 CAP_SYS_RESOURCE = 24
@@ -55,6 +44,7 @@ class Host:
     cgroups: Cgroups
     systemd: bool
     can_lower_oom_score: bool
+    swap: bool = False
     missing_features: tuple[str, ...] = ()
     devices: tuple[str, ...] = field(default=DEVICES)
 
@@ -67,6 +57,8 @@ class Host:
             lines.append(
                 "systemd is not PID 1: machines run without being registered anywhere, in plain control groups"
             )
+        if self.swap:
+            lines.append("the host has swap: machines are shown none, as it is not theirs to switch off")
         if not self.can_lower_oom_score:
             lines.append("CAP_SYS_RESOURCE is missing: a runc wrapper in the machines raises negative OOM scores to 0")
         lines += [f"{device} does not exist: machines go without" for device in DEVICES if device not in self.devices]
@@ -88,6 +80,7 @@ def probe() -> Host:
         cgroups=parse_cgroups(Path("/proc/self/mounts").read_text()),
         systemd=Path("/run/systemd/system").is_dir(),
         can_lower_oom_score=has_capability(status, CAP_SYS_RESOURCE),
+        swap=has_swap(Path("/proc/swaps").read_text()),
         missing_features=tuple(missing),
         devices=tuple(device for device in DEVICES if Path(device).exists()),
     )
@@ -114,6 +107,11 @@ def has_capability(status: str, bit: int) -> bool:
     return bool(match and int(match[1], 16) >> bit & 1)
 
 
+def has_swap(swaps: str) -> bool:
+    """Tell from the text of /proc/swaps, which has a head line, whether anything is swapped to."""
+    return len(swaps.splitlines()) > 1
+
+
 def _has_feature(name: str) -> bool:
     if Path("/sys/module", name).exists() or (name in _TRACES and Path(_TRACES[name]).exists()):
         return True
@@ -132,14 +130,24 @@ def require_root() -> None:
         raise UserError("the lab needs root: it makes namespaces, mounts and machines", "run it as root (sudo)")
 
 
-def require_programs(programs: Iterable[str] = HOST_PACKAGES) -> None:
+def complete_path() -> None:
+    """Let the programs of an administrator be found, whatever PATH this was started with."""
+    path = os.environ.get("PATH", os.defpath).split(":")
+    os.environ["PATH"] = ":".join([*path, *(directory for directory in _SYSTEM_PATH if directory not in path)])
+
+
+def host_packages() -> dict[str, str]:
+    """Return {program: Debian package} of everything the host needs."""
+    return dict(line.split() for line in _PROGRAMS.read_text().splitlines() if not line.startswith("#"))
+
+
+def require_programs() -> None:
     """Refuse to go on when programs are missing, all of them named."""
-    missing = [program for program in programs if not shutil.which(program)]
+    packages = host_packages()
+    missing = [program for program in packages if not shutil.which(program)]
     if missing:
-        packages = sorted({HOST_PACKAGES[program] for program in missing})
-        raise UserError(
-            f"programs of the host are missing: {', '.join(missing)}", f"apt-get install {' '.join(packages)}"
-        )
+        names = sorted({packages[program] for program in missing})
+        raise UserError(f"programs of the host are missing: {', '.join(missing)}", f"apt-get install {' '.join(names)}")
 
 
 def require_space(directory: Path, needed: int, purpose: str) -> None:

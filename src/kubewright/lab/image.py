@@ -73,34 +73,6 @@ _MASKED = (
     "sys-kernel-tracing.mount",
 )
 
-_FIXUP = """\
-#!/bin/sh
-# A container manager leaves two things different from a machine of its own; both are put right at every boot.
-set -eu
-# kubelet and Docker pass mounts on to containers.
-mount --make-rshared /
-# Control groups of version 1 arrive read-only.
-for group in /sys/fs/cgroup/*; do
-    if mountpoint -q "$group"; then mount -o remount,rw,bind "$group"; fi
-done
-"""
-
-_FIXUP_UNIT = """\
-[Unit]
-Description=Make a container as writable as a machine
-DefaultDependencies=no
-After=local-fs-pre.target
-Before=sysinit.target ssh.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/local/lib/kubewright-lab/fixup
-
-[Install]
-WantedBy=sysinit.target
-"""
-
 # The clock belongs to the host: machines lack CAP_SYS_TIME. chronyd runs, serves and measures, but sets nothing.
 _CHRONY = """\
 [Unit]
@@ -124,8 +96,6 @@ _FILES: dict[str, tuple[int, str]] = {
     ),
     "etc/systemd/journald.conf.d/10-lab.conf": (0o644, "[Journal]\nStorage=persistent\nSystemMaxUse=200M\n"),
     "etc/systemd/system/chrony.service.d/10-lab.conf": (0o644, _CHRONY),
-    "etc/systemd/system/kubewright-lab.service": (0o644, _FIXUP_UNIT),
-    "usr/local/lib/kubewright-lab/fixup": (0o755, _FIXUP),
 }
 _NEEDED_SPACE = 2 * 2**30
 
@@ -141,8 +111,19 @@ def digest(suite: str) -> str:
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
-def ensure_image(say: Say) -> Path:
-    """Return the root directory of the base image, built first when the cache has none (about two minutes)."""
+def find_image(name: str) -> Path:
+    """Return the root directory of the image that disks were made on; a `UserError` when it is gone."""
+    rootfs = images_directory() / name / "rootfs"
+    if not rootfs.is_dir():
+        raise UserError(
+            f"the base image below the disks of these machines is gone: {rootfs}",
+            "no other can take its place: take the lab down and up again (python -m kubewright.lab down)",
+        )
+    return rootfs
+
+
+def ensure_image(say: Say) -> str:
+    """Return the name of the current base image, built first when the cache has none (about two minutes)."""
     source = host_source()
     images = images_directory()
     final = images / digest(source.suite)
@@ -156,7 +137,7 @@ def ensure_image(say: Say) -> Path:
                 _build(source, images, final, say)
         finally:
             os.close(lock)
-    return final / "rootfs"
+    return final.name
 
 
 def _build(source: AptSource, images: Path, final: Path, say: Say) -> None:
@@ -257,4 +238,4 @@ def _configure(root: Path) -> None:
     if not succeeds([*systemctl, "--version"]):
         raise UserError("systemctl is missing on the host", "apt-get install systemd")
     run([*systemctl, "mask", *_MASKED])
-    run([*systemctl, "enable", "kubewright-lab.service", "systemd-networkd.service", "ssh.service"])
+    run([*systemctl, "enable", "systemd-networkd.service", "ssh.service"])

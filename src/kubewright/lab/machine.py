@@ -19,6 +19,7 @@ from kubewright.errors import UserError
 from kubewright.files import write_file
 from kubewright.lab.host import Cgroups, Host
 from kubewright.lab.image import remove_tree
+from kubewright.lab.init import INIT, INIT_SCRIPT
 from kubewright.lab.model import BRIDGE, LabSpec, Machine
 from kubewright.lab.network import plug, switch_port
 from kubewright.lab.run import run, succeeds
@@ -77,7 +78,7 @@ def boot_script(spec: LabSpec, machine: Machine, host: Host, rootfs: Path, nodes
     binds += [f"--bind={disk / name}:{path}" for name, path in _PLAIN.items()]
     nspawn = [
         # The machine must not outlive its supervisor: nobody would know about it.
-        "setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--boot",
+        "setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--kill-signal=SIGRTMIN+3",
         f"--directory={disk / 'root'}", f"--machine={machine.name}",
         "--register=no", "--keep-unit", "--link-journal=no", "--timezone=off", "--resolv-conf=off",
         "--console=read-only", "--capability=all", "--drop-capability=CAP_SYS_TIME",
@@ -100,7 +101,7 @@ def boot_script(spec: LabSpec, machine: Machine, host: Host, rootfs: Path, nodes
     lines += [
         f"    wire=--network-bridge={BRIDGE}",
         f"    if [ -e {quote(str(machine.cut_mark))} ]; then wire=--network-veth; fi",
-        f"    {shlex.join(nspawn)} $wire",
+        f"    {shlex.join(nspawn)} $wire -- {INIT}",
         "    code=$?",
         '    [ "$code" = 133 ] || exit "$code"',
         "    echo '--- reboot ---'",
@@ -146,12 +147,22 @@ def console(machine: Machine, command: list[str]) -> list[str]:
             f"TERM={os.environ.get('TERM', 'dumb')}", *command]  # fmt: skip
 
 
-def prepare(spec: LabSpec, machine: Machine, host: Host, public_key: str) -> None:
-    """Make a machine's disks and write onto them what makes it this machine; an existing one is kept."""
+def image_of(machine: Machine) -> str | None:
+    """Return the name of the image that the machine's disks lie on; None when it has no disks yet."""
+    return machine.image_file.read_text().strip() if machine.image_file.exists() else None
+
+
+def prepare(spec: LabSpec, machine: Machine, host: Host, image: str, public_key: str) -> None:
+    """Make a machine's disks on `image` and write onto them what makes it this machine; existing ones are kept."""
+    if image_of(machine) is None:
+        write_file(machine.image_file, image + "\n")
     for name in ("upper", "work", "root", *_PLAIN):
         (machine.directory / name).mkdir(parents=True, exist_ok=True)
     upper = machine.directory / "upper"
-    files = {"etc/systemd/network/10-host0.network": (network_file(spec, machine), 0o644)}
+    files = {
+        "etc/systemd/network/10-host0.network": (network_file(spec, machine), 0o644),
+        INIT.lstrip("/"): (INIT_SCRIPT, 0o755),
+    }
     if not host.can_lower_oom_score:
         files[f"{_WRAPPER_DIRECTORY.lstrip('/')}/runc"] = (_RUNC_WRAPPER, 0o755)
         for unit in ("docker", "containerd"):
@@ -262,10 +273,20 @@ def state(machine: Machine) -> str:
     return answer if answer and answer != "offline" else "booting"
 
 
-def wait_ready(spec: LabSpec, machine: Machine, seconds: float, *, after: int | None = None) -> str:
+def _admit(machine: Machine, public_key: str) -> None:
+    """Let a key in that was made after the machine was booted, because the one it knows was lost."""
+    script = 'grep -qxF "$1" "$2" || printf "%s\\n" "$1" >> "$2"'
+    arguments = ["sh", "-c", script, "admit", public_key.strip(), "/root/.ssh/authorized_keys"]
+    run(console(machine, arguments), timeout=15)
+
+
+def wait_ready(
+    spec: LabSpec, machine: Machine, seconds: float, *, after: int | None = None, admit: str | None = None
+) -> str:
     """Wait until the machine is up and, unless it is cut off, answers SSH; return its state.
 
-    `after` is the PID 1 of the boot before, whose answers do not count. `UserError` with the last lines of the
+    `after` is the PID 1 of the boot before, whose answers do not count. `admit` is a public key that the machine lets
+    in from then on. `UserError` with the last lines of the
     console when it takes longer than `seconds` or the machine goes off.
     """
     deadline = time.monotonic() + seconds
@@ -275,6 +296,9 @@ def wait_ready(spec: LabSpec, machine: Machine, seconds: float, *, after: int | 
         if seen == "off":
             break
         if seen in ("running", "degraded") and leader(machine) != after:
+            if admit:
+                _admit(machine, admit)
+                admit = None
             if machine.cut_mark.exists():
                 return f"{seen}, cut off"
             if succeeds(["ssh", "-F", str(spec.access / "ssh_config"), machine.name, "true"], timeout=10):
@@ -355,13 +379,3 @@ def _wait_gone(marks: list[ProcessMark], seconds: float) -> bool:
             os.waitpid(-1, os.WNOHANG)
         time.sleep(0.1)
     return True
-
-
-def check_not_foreign(spec: LabSpec) -> None:
-    """Refuse to use a namespace whose bridge is somebody else's network."""
-    addresses = run(["ip", "-n", spec.namespace, "-brief", "address", "show", "dev", BRIDGE]).split()[2:]
-    if addresses and str(spec.gateway) not in addresses:
-        raise UserError(
-            f"the running lab has the network {', '.join(addresses)}, the inventory wants {spec.gateway}",
-            "take the lab down first: python -m kubewright.lab down",
-        )

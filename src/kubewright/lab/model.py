@@ -36,6 +36,11 @@ class Machine:
         return self.directory / "process.json"
 
     @property
+    def image_file(self) -> Path:
+        """Which base image the machine's disks lie on."""
+        return self.directory / "image"
+
+    @property
     def cut_mark(self) -> Path:
         """Exists while the machine's cable is pulled."""
         return self.directory / "cut"

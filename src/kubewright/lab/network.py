@@ -11,7 +11,10 @@ from kubewright.lab.run import run, succeeds
 
 
 def ensure_network(spec: LabSpec) -> bool:
-    """Make what is missing of namespace and bridge; return whether anything was."""
+    """Make what is missing of namespace and bridge; return whether anything was.
+
+    `UserError` when the bridge is there with another address: machines that run know only that one.
+    """
     changed = False
     if not succeeds(["ip", "-n", spec.namespace, "link", "show", "lo"]):
         if spec.namespace_path.exists():
@@ -20,7 +23,9 @@ def ensure_network(spec: LabSpec) -> bool:
         run(["ip", "netns", "add", spec.namespace])
         changed = True
     link = ["ip", "-n", spec.namespace, "link"]
-    if not succeeds([*link, "show", BRIDGE]):
+    if succeeds([*link, "show", BRIDGE]):
+        _refuse_another_network(spec)
+    else:
         run([*link, "add", BRIDGE, "type", "bridge", "stp_state", "0", "forward_delay", "0"])
         changed = True
     # A machine that is cut off must not hear an answer for the bridge's address on its own end of the wire. Frames
@@ -33,6 +38,19 @@ def ensure_network(spec: LabSpec) -> bool:
     run([*link, "set", "lo", "up"])
     run([*link, "set", BRIDGE, "up"])
     return changed
+
+
+def _refuse_another_network(spec: LabSpec) -> None:
+    addresses = [
+        f"{entry['local']}/{entry['prefixlen']}"
+        for link in _links(["ip", "-j", "-4", "-n", spec.namespace, "address", "show", "dev", BRIDGE])
+        for entry in link.get("addr_info", [])
+    ]
+    if addresses and str(spec.gateway) not in addresses:
+        raise UserError(
+            f"the lab that is up has the network {', '.join(addresses)}, the inventory wants {spec.gateway}",
+            "take the lab down first: python -m kubewright.lab down",
+        )
 
 
 def remove_network(spec: LabSpec) -> None:

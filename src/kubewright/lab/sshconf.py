@@ -84,12 +84,12 @@ def _write_when_different(path: Path, text: str) -> None:
         write_file(path, text)
 
 
-def drop_connections(spec: LabSpec, machines: tuple[Machine, ...]) -> None:
-    """End the SSH connections that Ansible keeps open to machines that are about to go, and only those.
+def drop_connections(spec: LabSpec, machines: tuple[Machine, ...] | None = None) -> None:
+    """End the SSH connections that Ansible keeps open to machines that are about to go, and only those; None: to all.
 
     The inventory's `ansible_control_path` names their sockets USER@ADDRESS.
     """
-    for machine in machines:
-        for socket in spec.runtime.glob(f"cp/*@{machine.address}"):
-            succeeds(["ssh", "-F", "/dev/null", "-o", f"ControlPath={socket}", "-O", "exit", "any"], timeout=5)
-            socket.unlink(missing_ok=True)
+    patterns = ["cp/*"] if machines is None else [f"cp/*@{machine.address}" for machine in machines]
+    for socket in (path for pattern in patterns for path in spec.runtime.glob(pattern)):
+        succeeds(["ssh", "-F", "/dev/null", "-o", f"ControlPath={socket}", "-O", "exit", "any"], timeout=5)
+        socket.unlink(missing_ok=True)
