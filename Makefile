@@ -6,7 +6,8 @@ SHELL := /bin/bash
 INVENTORY ?= inventories/lab
 VENV := .venv
 BIN := $(VENV)/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# `su` without a dash keeps a user's PATH, which lacks the directories of an administrator's programs.
+export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 help: ## What there is
@@ -14,11 +15,10 @@ help: ## What there is
 
 setup: $(VENV)/.ready ## Install what the controller needs (Debian packages, a virtual environment)
 
-$(VENV)/.ready: requirements.txt pyproject.toml scripts/setup
+$(VENV)/.ready: requirements.txt pyproject.toml scripts/setup src/kubewright/lab/programs.txt
 	@scripts/setup $(VENV)
 
 lab: setup ## Three machines and a cluster on them, from nothing
-	@python -m kubewright.artifacts fetch --source debian
 	@python -m kubewright.lab -i $(INVENTORY) up
 	@ansible-playbook site.yml -i $(INVENTORY)
 	@python -m kubewright.report -i $(INVENTORY)

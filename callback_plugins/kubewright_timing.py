@@ -1,4 +1,4 @@
-"""Seconds per stage and per task, printed at the end and written to build/run.json."""
+"""Seconds per stage and per task, printed at the end, those of site.yml also written to build/run.json."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible import context
 from ansible.plugins.callback import CallbackBase
+
+from kubewright.files import write_file
 
 DOCUMENTATION = """
 name: kubewright_timing
 type: aggregate
 short_description: Seconds per stage and per task
 description:
-  - Prints one line per stage at the end of the run and writes everything to C(build/run.json).
+  - Prints one line per stage at the end of the run. A run of C(site.yml) also writes all to C(build/run.json).
 requirements: []
 """
 
@@ -32,6 +35,8 @@ class CallbackModule(CallbackBase):
     def __init__(self) -> None:
         super().__init__()
         self._begin = time.monotonic()
+        self._began = time.time()
+        self._is_site = False
         self._stages: dict[str, float] = {}
         self._tasks: list[dict[str, Any]] = []
         self._play: tuple[str, float] | None = None
@@ -51,6 +56,10 @@ class CallbackModule(CallbackBase):
             self._stages[name] = self._stages.get(name, 0.0) + time.monotonic() - begin
         self._play = None
 
+    def v2_playbook_on_start(self, playbook: Any) -> None:
+        """The report is about site.yml: other playbooks leave its result alone."""
+        self._is_site = Path(playbook._file_name).resolve() == _ROOT / "site.yml"  # noqa: SLF001 -- there is no other way
+
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """A play is a stage."""
         self._close_play()
@@ -68,14 +77,19 @@ class CallbackModule(CallbackBase):
         total = time.monotonic() - self._begin
         hosts = {host: stats.summarize(host) for host in sorted(stats.processed)}
         report = {
+            "inventory": [str(Path(source).resolve()) for source in context.CLIARGS.get("inventory") or ()],
+            "began": self._began,
+            "ended": time.time(),
             "seconds": round(total, 2),
             "stages": {name: round(seconds, 2) for name, seconds in self._stages.items()},
             "tasks": self._tasks,
             "hosts": hosts,
         }
-        path = _ROOT / "build" / "run.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(report, indent=1))
+        if self._is_site:
+            try:
+                write_file(_ROOT / "build" / "run.json", json.dumps(report, indent=1))
+            except OSError as error:
+                self._display.warning(f"the times of this run are not kept: {error.filename}: {error.strerror}")
         width = max([len(name) for name in self._stages] + [5])
         for name, seconds in self._stages.items():
             self._display.display(f"{name.ljust(width)}  {seconds:6.1f} s")

@@ -14,7 +14,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,8 @@ _UNITS = (
     "kube-proxy",
 )
 _PING_SECONDS = 0.2
+# Longer than any run again; a ping that nobody stops must not stay.
+_PING_LIMIT = 600
 _NAMESPACE = "bench"
 _KUBECTL = (
     *("exec", "master01", "--", "kubectl", "--kubeconfig=/opt/kubernetes/cfg/admin.kubeconfig"),
@@ -47,9 +48,13 @@ _SHOWN_TASKS = 8
 
 @dataclass(frozen=True)
 class Round:
-    """One first run and one re-run on `workers` workers: run.json of both, units restarted, pings lost of sent."""
+    """One first run and one re-run on `workers` workers: run.json of both, units restarted, pings lost of sent.
+
+    `up`: seconds of `lab up` from the cached image until every machine answered SSH.
+    """
 
     workers: int
+    up: float
     first: Mapping[str, Any]
     again: Mapping[str, Any]
     restarted: tuple[str, ...]
@@ -73,18 +78,21 @@ def inventory_with(hosts: Mapping[str, Any], workers: int) -> dict[str, Any]:
 def report(rounds: Sequence[Round]) -> str:
     """Markdown of all figures."""
     lines = [
-        "| workers | rounds | first run | run again | changed | units restarted | pings lost | most tasks on a host |",
-        "|---|---|---|---|---|---|---|---|",
+        "| workers | rounds | machines up | first run | run again | changed | units restarted | pings lost "
+        "| most tasks on a host |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for workers in sorted({r.workers for r in rounds}):
         of = [r for r in rounds if r.workers == workers]
+        up = statistics.median(r.up for r in of)
         first = statistics.median(r.first["seconds"] for r in of)
         again = statistics.median(r.again["seconds"] for r in of)
         changed = sum(h["changed"] for r in of for h in r.again["hosts"].values())
         tasks = max(h["ok"] for r in of for h in r.first["hosts"].values())
         restarted = sum(len(r.restarted) for r in of)
         lost, sent = sum(r.lost for r in of), sum(r.sent for r in of)
-        figures = [workers, len(of), f"{first:.1f} s", f"{again:.1f} s", changed, restarted, f"{lost} of {sent}", tasks]
+        seconds = [f"{value:.1f} s" for value in (up, first, again)]
+        figures = [workers, len(of), *seconds, changed, restarted, f"{lost} of {sent}", tasks]
         lines.append(f"| {' | '.join(map(str, figures))} |")
     lines += ["", "Seconds per stage (medians):", ""]
     counts = sorted({r.workers for r in rounds})
@@ -130,7 +138,7 @@ def pings(output: str) -> tuple[int, int]:
 
 
 class Bench:
-    """Runs rounds on a lab of its own below a temporary directory."""
+    """Runs rounds on a lab of its own, whose inventory is in `directory`."""
 
     def __init__(self, root: Path, source: Path, directory: Path) -> None:
         self._root = root
@@ -173,6 +181,21 @@ class Bench:
         pods = {pod["spec"]["nodeName"]: pod for pod in items}
         return pods["node01"]["metadata"]["name"], pods["node02"]["status"]["podIP"]
 
+    def _site_while_pinging(self, source: str, target: str) -> tuple[dict[str, Any], str]:
+        """run.json of a run and the output of a ping from the pod `source` meanwhile."""
+        ping = ["exec", source, "--", "ping", "-q", "-i", str(_PING_SECONDS), "-w", str(_PING_LIMIT), target]
+        command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *_KUBECTL, *ping]
+        with subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                time.sleep(1)
+                again = self._site()
+                self._lab("exec", "node01", "--", "pkill", "-INT", "-x", "ping")
+                output, _ = process.communicate(timeout=30)
+            finally:
+                # Leaving the block waits for it, also after a failure. The one in the pod ends at its limit.
+                process.kill()
+        return again, output
+
     def round(self, workers: int) -> Round:
         """Bare machines, a first run, a re-run while a pod on one worker pings a pod on another."""
         self._lab("down")
@@ -181,25 +204,29 @@ class Bench:
         data = inventory_with(yaml.safe_load((self._source / "hosts.yml").read_text()), workers)
         (self._inventory / "hosts.yml").write_text(yaml.safe_dump(data))
         machines = list(data["all"]["hosts"])
+        begin = time.monotonic()
         self._lab("up")
+        up = time.monotonic() - begin
         first = self._site()
         before = self._invocations(machines)
         source, target = self._test_pods()
-        argv = ["exec", source, "--", "ping", "-q", "-i", str(_PING_SECONDS), target]
-        command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *_KUBECTL, *argv]
-        with subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True) as ping:
-            time.sleep(1)
-            again = self._site()
-            self._lab("exec", "node01", "--", "pkill", "-INT", "-x", "ping")
-            output, _ = ping.communicate(timeout=30)
+        again, output = self._site_while_pinging(source, target)
         sent, received = pings(output)
         after = self._invocations(machines)
         restarted = tuple(key for key in before if before[key] != after.get(key))
-        return Round(workers, first, again, restarted, sent - received, sent)
+        return Round(workers, up, first, again, restarted, sent - received, sent)
+
+    def open(self) -> None:
+        """Make the inventory; the lab of a bench that was killed goes first."""
+        self.close()
+        shutil.copytree(self._source / "group_vars", self._inventory / "group_vars")
+        shutil.copy(self._source / "hosts.yml", self._inventory)
 
     def close(self) -> None:
-        """Take the lab down."""
-        self._lab("down")
+        """Take the lab down and remove its inventory."""
+        if (self._inventory / "hosts.yml").exists():
+            self._lab("down")
+        shutil.rmtree(self._inventory, ignore_errors=True)
 
 
 def main() -> int:
@@ -211,35 +238,33 @@ def main() -> int:
     arguments = parser.parse_args()
     root = Path.cwd()
     rounds: list[Round] = []
-    with tempfile.TemporaryDirectory(prefix="kubewright-bench-") as name:
-        directory = Path(name)
-        shutil.copytree(arguments.inventory / "group_vars", directory / "group_vars")
-        shutil.copy(arguments.inventory / "hosts.yml", directory / "hosts.yml")
-        bench = Bench(root, arguments.inventory, directory)
-        try:
-            # Rounds alternate, so that a noisy minute of a shared machine falls on all alike.
-            for number in range(arguments.rounds):
-                for workers in arguments.workers:
-                    done = bench.round(workers)
-                    rounds.append(done)
-                    sys.stdout.write(
-                        f"round {number + 1}, {workers} workers: first {done.first['seconds']} s, "
-                        f"again {done.again['seconds']} s\n"
-                    )
-                    sys.stdout.flush()
-        except RuntimeError as error:
-            sys.stderr.write(f"{error}\n")
-            return 1
-        finally:
-            bench.close()
+    # Always the same place: the lab of a bench that was killed can be found again.
+    bench = Bench(root, arguments.inventory, root / "build" / "bench")
+    try:
+        bench.open()
+        # Rounds alternate, so that a noisy minute of a shared machine falls on all alike.
+        for number in range(arguments.rounds):
+            for workers in arguments.workers:
+                done = bench.round(workers)
+                rounds.append(done)
+                sys.stdout.write(
+                    f"round {number + 1}, {workers} workers: up {done.up:.1f} s, first {done.first['seconds']} s, "
+                    f"again {done.again['seconds']} s\n"
+                )
+                sys.stdout.flush()
+    except RuntimeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        bench.close()
     text = report(rounds)
     sys.stdout.write(text + "\n")
     page = root / "docs" / "benchmarks.md"
     content = page.read_text()
     head, tail = content.partition(_BEGIN)[0], content.partition(_END)[2]
-    stamp = (
-        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, `python -m kubewright.bench --rounds {arguments.rounds}`"
-    )
+    typed = ["python", "-m", "kubewright.bench", "-i", str(arguments.inventory)]
+    typed += ["--rounds", str(arguments.rounds), "--workers", *map(str, arguments.workers)]
+    stamp = f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, `{' '.join(typed)}`"
     page.write_text(f"{head}{_BEGIN}\n\n{stamp}\n\n{text}\n\n{_END}{tail}")
     return 0
 

@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from kubewright import matrix
+from kubewright.errors import UserError
+from kubewright.lab.inventory import hosts_of
+from kubewright.lab.model import lab_id
 
 _ADMIN = "/opt/kubernetes/cfg/admin.kubeconfig"
+_DEFAULT = "inventories/lab"
+_AGAIN = "run ansible-playbook site.yml first, with this inventory"
+# File systems stamp with the time of the last tick, up to 10 ms ago.
+_CLOCK_TICK = 0.01
 
 
-def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str) -> str:
-    """Text of the page. `run`: build/run.json, `verify`: build/verify.json."""
-    results = [matrix.Result(**entry) for entry in verify["results"]]
-    lost = sum(not r.ok for r in results)
+def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str, master: str) -> str:
+    """Text of the page. `run`: build/run.json, `verify`: build/verify.json; `master`: one to run kubectl on."""
+    probes = [matrix.Result(**entry) for entry in verify["results"]]
+    lost = sum(not r.ok for r in probes)
     width = max(len(name) for name in run["stages"])
     stages = [f"  {name.ljust(width)}  {seconds:6.1f} s" for name, seconds in run["stages"].items()]
     hosts = [
         f"  {name}: {counts['ok']} tasks, {counts['changed']} changed, {counts['failures']} failed"
         for name, counts in run["hosts"].items()
     ]
-    kubeconfig = f"{inventory}/secrets/admin.kubeconfig"
-    first = next(iter(run["hosts"]))
+    network = f"kw-{lab_id(Path(inventory))}"
     return "\n".join(
         [
             "machines",
@@ -37,31 +43,55 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str) -
             f"stages ({run['seconds']:.1f} s in all)",
             *stages,
             "",
-            f"reachability ({len(results)} probes, {lost} lost)",
-            *(f"  {line}" for line in matrix.table(results).splitlines()),
+            f"reachability ({len(probes)} probes, {lost} lost)",
+            *(f"  {line}" for line in matrix.table(probes).splitlines()),
             "",
-            f"kubeconfig: {kubeconfig}",
+            f"kubeconfig: {inventory}/secrets/admin.kubeconfig",
+            f"  (the API's address is in the network of the lab: nsenter --net=/run/netns/{network} COMMAND)",
             "next:",
-            f"  python -m kubewright.lab -i {inventory} exec {first} -- kubectl --kubeconfig {_ADMIN} get nodes",
+            "  . .venv/bin/activate",
+            f"  python -m kubewright.lab -i {inventory} exec {master} -- kubectl --kubeconfig {_ADMIN} get nodes",
             f"  ansible-playbook site.yml -i {inventory}          (again: nothing changes)",
             f"  ansible-playbook site.yml -i {inventory} --tags verify",
-            "  make down",
+            "  make down" + ("" if inventory == _DEFAULT else f" INVENTORY={inventory}"),
         ]
     )
+
+
+def results(build: Path, inventory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return run.json and verify.json of the last run of site.yml.
+
+    Raises a UserError when there are none, when that run was on another inventory, or when it verified nothing.
+    """
+    try:
+        run = json.loads((build / "run.json").read_text())
+        where, began, ended = run["inventory"], run["began"], run["ended"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no result of a run of site.yml in {build}: {error}", _AGAIN) from None
+    if str(inventory.resolve()) not in where:
+        raise UserError(f"the last run of site.yml was on {', '.join(where)}, not on {inventory}", _AGAIN)
+    try:
+        written = (build / "verify.json").stat().st_mtime
+        verify = json.loads((build / "verify.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"no result of a verification in {build}: {error}", _AGAIN) from None
+    if not began - _CLOCK_TICK <= written <= ended:
+        raise UserError("the last run of site.yml did not get to the verification, or another came after it", _AGAIN)
+    return run, verify
 
 
 def main() -> int:
     """Print the page; 1 when a run or its verification has left no result, or pods do not reach each other."""
     parser = argparse.ArgumentParser(prog="kubewright.report", description=__doc__)
-    parser.add_argument("-i", "--inventory", default="inventories/lab")
+    parser.add_argument("-i", "--inventory", default=_DEFAULT)
     arguments = parser.parse_args()
-    build = Path("build")
     try:
-        run, verify = (json.loads((build / name).read_text()) for name in ("run.json", "verify.json"))
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"no result of a run: {error}; run ansible-playbook site.yml first\n")
+        run, verify = results(Path("build"), Path(arguments.inventory))
+        masters = hosts_of(Path(arguments.inventory), "kube_master")
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(summary(run, verify, arguments.inventory) + "\n")
+    sys.stdout.write(summary(run, verify, arguments.inventory, next(iter(masters), "MASTER")) + "\n")
     return 0 if verify["ok"] else 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kubewright import components
+from kubewright.lab.init import OWN_SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,3 +79,8 @@ def test_the_example_of_a_component_is_from_its_role() -> None:
     example = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/components.md").read_text(), re.DOTALL)
     assert example
     assert example[1] in (ROOT / "roles/kube_proxy/tasks/main.yml").read_text()
+
+
+def test_the_settings_that_machines_of_the_lab_have_for_themselves() -> None:
+    text = (ROOT / "docs/lab.md").read_text()
+    assert set(re.findall(r"`((?:kernel|vm|fs)\.[\w.-]+)`", text)) == {name.replace("/", ".") for name in OWN_SETTINGS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from kubewright.lab.host import (
     CAP_SYS_RESOURCE,
     Cgroups,
     Host,
+    complete_path,
     has_capability,
+    has_swap,
     parse_cgroups,
     require_programs,
     require_space,
@@ -50,10 +54,15 @@ def test_a_full_server_needs_no_adaptation() -> None:
 
 def test_each_adaptation_is_one_line() -> None:
     host = Host(
-        Cgroups(1, ()), systemd=False, can_lower_oom_score=False, missing_features=("ip_vs",), devices=("/dev/kmsg",)
+        Cgroups(1, ()),
+        systemd=False,
+        can_lower_oom_score=False,
+        swap=True,
+        missing_features=("ip_vs",),
+        devices=("/dev/kmsg",),
     )
     lines = host.adaptations()
-    for word in ("version 1", "systemd", "CAP_SYS_RESOURCE", "/dev/fuse", "/dev/net/tun", "ip_vs"):
+    for word in ("version 1", "systemd", "CAP_SYS_RESOURCE", "/dev/fuse", "/dev/net/tun", "ip_vs", "swap"):
         assert sum(word in line for line in lines) >= 1
     assert all("\n" not in line for line in lines)
 
@@ -65,6 +74,20 @@ def test_missing_programs_are_named_together_with_their_packages(monkeypatch: py
     assert "debootstrap" in caught.value.message
     assert "systemd-nspawn" in caught.value.message
     assert "systemd-container" in caught.value.hint
+
+
+def test_programs_of_an_administrator_are_found_with_the_path_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/games")
+    complete_path()
+    complete_path()
+    assert os.environ["PATH"] == "/usr/local/bin:/usr/bin:/bin:/usr/games:/usr/local/sbin:/usr/sbin:/sbin"
+    assert shutil.which("debootstrap")
+
+
+def test_the_head_line_of_proc_swaps_is_no_swap() -> None:
+    head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    assert not has_swap(head)
+    assert has_swap(head + "/dev/vdb                                partition\t1048572\t0\t-2\n")
 
 
 def test_too_little_space_names_what_is_free_and_needed(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ INIT_SCRIPT = f"""\
 #!/bin/sh
 # PID 1 of a machine of the lab, until systemd takes its place.
 set -eu
+# What is mounted below would else show up twice, on the trees that are copied and on their copies.
+mount --make-rprivate /
 # Control groups of version 1 arrive read-only.
 for group in /sys/fs/cgroup/*; do
     if mountpoint -q "$group"; then mount -o remount,rw,bind "$group"; fi
@@ -56,7 +58,7 @@ for name in {" ".join(OWN_SETTINGS)}; do
         mount --bind "$own/sys/$name" "/proc/sys/$name"
     fi
 done
-# kubelet and Docker pass mounts on to containers. Last, or what was mounted above would be there twice.
+# kubelet and Docker pass mounts on to containers.
 mount --make-rshared /
 exec /lib/systemd/systemd
 """

@@ -19,16 +19,9 @@ _HOSTS_SUFFIXES = (".yml", ".yaml", ".ini", ".json")
 
 def read_lab(source: Path) -> LabSpec:
     """Compute the lab of the inventory directory `source` (or of a hosts file in it)."""
-    if not source.exists():
-        raise UserError(f"there is no inventory {source}", "name one with -i, for example -i inventories/lab")
-    directory = source if source.is_dir() else source.parent
-    files = sorted(path for path in directory.iterdir() if path.suffix in _HOSTS_SUFFIXES or path.name == "hosts")
-    if source.is_dir() and not files:
-        raise UserError(f"the inventory {source} has no hosts file", f"write the machines into {source}/hosts.yml")
     loader = DataLoader()
     try:
-        sources = [str(path) for path in files] if source.is_dir() else [str(source)]
-        manager = InventoryManager(loader=loader, sources=sources)
+        manager = _manager(source, loader)
         variables = VariableManager(loader=loader, inventory=manager)
         addresses: dict[str, object] = {}
         network: object = None
@@ -40,5 +33,28 @@ def read_lab(source: Path) -> LabSpec:
             addresses[host.name] = template(values.get("ansible_host", ""))
             network = network or template(values.get("lab_network"))
     except AnsibleError as error:
-        raise UserError(f"Ansible cannot read the inventory {source}: {error}", "mend the inventory") from None
-    return lab_spec(directory, addresses, network)
+        raise _unreadable(source, error) from None
+    return lab_spec(source if source.is_dir() else source.parent, addresses, network)
+
+
+def hosts_of(source: Path, group: str) -> list[str]:
+    """Return the hosts of a group of the inventory `source`, in its order."""
+    try:
+        return [host.name for host in _manager(source, DataLoader()).get_hosts(group)]
+    except AnsibleError as error:
+        raise _unreadable(source, error) from None
+
+
+def _manager(source: Path, loader: DataLoader) -> InventoryManager:
+    if not source.exists():
+        raise UserError(f"there is no inventory {source}", "name one with -i, for example -i inventories/lab")
+    directory = source if source.is_dir() else source.parent
+    files = sorted(path for path in directory.iterdir() if path.suffix in _HOSTS_SUFFIXES or path.name == "hosts")
+    if source.is_dir() and not files:
+        raise UserError(f"the inventory {source} has no hosts file", f"write the machines into {source}/hosts.yml")
+    sources = [str(path) for path in files] if source.is_dir() else [str(source)]
+    return InventoryManager(loader=loader, sources=sources)
+
+
+def _unreadable(source: Path, error: AnsibleError) -> UserError:
+    return UserError(f"Ansible cannot read the inventory {source}: {error}", "mend the inventory")
