@@ -137,6 +137,12 @@ def pings(output: str) -> tuple[int, int]:
     return int(counted[1]), int(counted[2])
 
 
+def typed(arguments: argparse.Namespace) -> str:
+    """The command that measures the same again."""
+    words = ["-i", arguments.inventory, "--rounds", arguments.rounds, "--workers", *arguments.workers]
+    return " ".join(["python -m kubewright.bench", *map(str, words)])
+
+
 class Bench:
     """Runs rounds on a lab of its own, whose inventory is in `directory`."""
 
@@ -262,9 +268,7 @@ def main() -> int:
     page = root / "docs" / "benchmarks.md"
     content = page.read_text()
     head, tail = content.partition(_BEGIN)[0], content.partition(_END)[2]
-    typed = ["python", "-m", "kubewright.bench", "-i", str(arguments.inventory)]
-    typed += ["--rounds", str(arguments.rounds), "--workers", *map(str, arguments.workers)]
-    stamp = f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, `{' '.join(typed)}`"
+    stamp = f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}, `{typed(arguments)}`"
     page.write_text(f"{head}{_BEGIN}\n\n{stamp}\n\n{text}\n\n{_END}{tail}")
     return 0
 

@@ -31,7 +31,8 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str, m
         f"  {name}: {counts['ok']} tasks, {counts['changed']} changed, {counts['failures']} failed"
         for name, counts in run["hosts"].items()
     ]
-    network = f"kw-{lab_id(Path(inventory))}"
+    directory = Path(inventory).parent if Path(inventory).is_file() else Path(inventory)
+    network = f"kw-{lab_id(directory)}"
     return "\n".join(
         [
             "machines",
@@ -46,7 +47,7 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str, m
             f"reachability ({len(probes)} probes, {lost} lost)",
             *(f"  {line}" for line in matrix.table(probes).splitlines()),
             "",
-            f"kubeconfig: {inventory}/secrets/admin.kubeconfig",
+            f"kubeconfig: {directory}/secrets/admin.kubeconfig",
             f"  (the API's address is in the network of the lab: nsenter --net=/run/netns/{network} COMMAND)",
             "next:",
             "  . .venv/bin/activate",

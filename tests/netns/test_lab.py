@@ -179,7 +179,7 @@ def test_keys_that_were_lost_are_made_anew(spec: LabSpec) -> None:
     shutil.rmtree(spec.access)
     begin = time.monotonic()
     lab(spec, "up")
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
     assert by_ssh(spec, "two")
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import argparse
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,3 +39,24 @@ def test_no_ping_is_not_a_good_figure() -> None:
     for output in ("", "error: unable to upgrade connection", "0 packets transmitted, 0 packets received"):
         with pytest.raises(RuntimeError, match="no ping was sent"):
             bench.pings(output)
+
+
+def test_the_stamp_shows_what_was_measured() -> None:
+    arguments = argparse.Namespace(inventory=Path("inventories/lab"), rounds=1, workers=[2, 6])
+    assert bench.typed(arguments) == "python -m kubewright.bench -i inventories/lab --rounds 1 --workers 2 6"
+
+
+def test_a_run_that_fails_does_not_wait_for_the_ping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = tmp_path / "python"
+    endless.write_text("#!/bin/sh\nexec sleep 30\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(bench.sys, "executable", str(endless))
+
+    def fail(_: bench.Bench) -> None:
+        raise RuntimeError("the run failed")
+
+    monkeypatch.setattr(bench.Bench, "_site", fail)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="the run failed"):
+        bench.Bench(tmp_path, tmp_path, tmp_path)._site_while_pinging("pod", "10.0.0.1")
+    assert time.monotonic() - begin < 10

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kubewright.artifacts import kubernetes_build
 from kubewright.errors import UserError
 from kubewright.lab.host import (
     CAP_SYS_RESOURCE,
@@ -16,6 +17,7 @@ from kubewright.lab.host import (
     complete_path,
     has_capability,
     has_swap,
+    host_packages,
     parse_cgroups,
     require_programs,
     require_space,
@@ -74,6 +76,10 @@ def test_missing_programs_are_named_together_with_their_packages(monkeypatch: py
     assert "debootstrap" in caught.value.message
     assert "systemd-nspawn" in caught.value.message
     assert "systemd-container" in caught.value.hint
+
+
+def test_what_setup_installs_is_enough_to_build_kubernetes() -> None:
+    assert kubernetes_build._PROGRAMS.items() <= host_packages().items()
 
 
 def test_programs_of_an_administrator_are_found_with_the_path_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
