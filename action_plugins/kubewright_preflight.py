@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from kubepki import spec
 from kubepki.errors import SpecError
-from kubewright import certificates, custody, preflight, stages, topology, variables
+from kubewright import certificates, custody, podnetwork, preflight, stages, topology, variables
 from kubewright.errors import UserError
 
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
@@ -75,7 +75,7 @@ class ActionModule(ActionBase):
             )
         role = Path(self._vars["role_path"])
         specs = _specs(role)
-        problems, wrong = self._variable_problems(names, role)
+        problems, wrong, values = self._variable_problems(names, role)
         facts, unreachable = self._machine_facts(names)
         if wrong:
             # Nothing can be computed from values that are wrong; the defaults do for looking at the machines.
@@ -86,6 +86,7 @@ class ActionModule(ActionBase):
             hosts = {name: self._host_variables(hostvars[name]) for name in names}
             cluster, found = topology.build(own, hosts, self._vars["groups"])
             problems += found
+        problems += podnetwork.problems(values, cluster)
         limits = preflight.Limits(
             str(own["artifacts_architecture"]),
             float(own["preflight_max_clock_skew"]),
@@ -134,8 +135,8 @@ class ActionModule(ActionBase):
                 unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
         return facts, unreachable
 
-    def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool]:
-        """All problems, and whether there are values among them that nothing can be computed from."""
+    def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:
+        """All problems, whether some are values that nothing can be computed from, and the values of the hosts."""
         by_role = {path.name: _specs(path) for path in sorted(role.parent.iterdir()) if path.is_dir()}
         specs = {**variables.HOST_SPECS, **{k: v for found in by_role.values() for k, v in found.items()}}
         used: dict[str, list[str]] = {}
@@ -153,4 +154,5 @@ class ActionModule(ActionBase):
                         wrong.append(f"{name}: {key} cannot be computed: {error}")
         misspelt = variables.misspelt(used, [*specs, "preflight_machine"], [f"{name}_" for name in by_role])
         wrong += variables.wrong(values, specs)
-        return misspelt + wrong + variables.differing(values, by_role[role.name]), bool(wrong)
+        shared = {**by_role[role.name], **{name: by_role["flannel"][name] for name in podnetwork.SHARED}}
+        return misspelt + wrong + variables.differing(values, shared), bool(wrong), values

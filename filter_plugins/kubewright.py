@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, ports
+from kubewright import flags, podnetwork, ports
 from kubewright.topology import Machine
 
 
@@ -20,4 +20,5 @@ class FilterModule:
             "kubewright_ports": ports.watched,
             "kubewright_firewall": lambda machine, *arguments: ports.firewall(Machine(**machine), *arguments),
             "kubewright_pki_files": flags.pki_files,
+            "kubewright_pod_network": podnetwork.network,
         }

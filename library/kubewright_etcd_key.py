@@ -3,13 +3,16 @@
 
 DOCUMENTATION = r"""
 module: kubewright_etcd_key
-short_description: Writes a JSON value to an etcd key once, and refuses to change it silently
+short_description: Writes a JSON value to an etcd key once, and refuses to change it once it is in use
 description:
-  - Creates the key when it does not exist. Fails, naming both values, when it holds something else.
+  - Creates the key when it does not exist, and replaces what is there while no key below O(users) exists.
+    Fails otherwise, naming both values.
+  - In check mode on a machine where etcd is not set up yet nothing is asked.
 options:
-  url:
-    description: URL of an etcd member.
-    type: str
+  urls:
+    description: URLs of etcd members; the first one that answers is asked.
+    type: list
+    elements: str
     required: true
   ca:
     description: Path of the CA certificate.
@@ -23,6 +26,10 @@ options:
     description: Path of the client key.
     type: path
     required: true
+  member_config:
+    description: A file that exists where etcd is set up.
+    type: path
+    required: true
   name:
     description: The etcd key.
     type: str
@@ -31,18 +38,24 @@ options:
     description: The value, stored as compact JSON.
     type: dict
     required: true
+  users:
+    description: Beginning of the keys that exist once somebody has acted on the value.
+    type: str
+    required: true
 author: kubewright
 """
 
 EXAMPLES = r"""
 - name: Network configuration
   kubewright_etcd_key:
-    url: https://127.0.0.1:2379
+    urls: [https://192.0.2.10:2379, https://192.0.2.11:2379]
     ca: /opt/etcd/ssl/ca.pem
     cert: /opt/etcd/ssl/client.pem
     key: /opt/etcd/ssl/client-key.pem
+    member_config: /opt/etcd/cfg/etcd
     name: /coreos.com/network/config
     value: {Network: 10.244.0.0/16}
+    users: /coreos.com/network/subnets/
 """
 
 RETURN = r"""
@@ -52,7 +65,7 @@ value:
   returned: success
 """
 
-import json
+import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.kubewright.machine import etcd
@@ -61,42 +74,46 @@ from ansible.module_utils.kubewright.machine import etcd
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
+            "urls": {"type": "list", "elements": "str", "required": True},
             "ca": {"type": "path", "required": True},
             "cert": {"type": "path", "required": True},
             "key": {"type": "path", "required": True, "no_log": False},
+            "member_config": {"type": "path", "required": True},
             "name": {"type": "str", "required": True},
             "value": {"type": "dict", "required": True},
+            "users": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
     p = module.params
-    endpoint = {name: p[name] for name in ("url", "ca", "cert", "key")}
-    value = json.dumps(p["value"], separators=(",", ":"))
-    diff = {"before_header": p["name"], "after_header": p["name"], "before": "", "after": value + "\n"}
-    try:
-        found = etcd.get(endpoint, p["name"])
-        if found is None and not module.check_mode:
-            etcd.create(endpoint, p["name"], value)
-            found_now = etcd.get(endpoint, p["name"])
-            if found_now != value:
-                module.fail_json(msg=f"{p['name']}: another writer was faster and wrote {found_now}; run again")
-    except (etcd.EtcdError, OSError) as error:
-        if module.check_mode:
-            module.exit_json(changed=True, value=value, diff=diff)
-        module.fail_json(msg=str(error))
-    if found is None:
-        module.exit_json(changed=True, value=value, diff=diff)
-    try:
-        same = json.loads(found) == p["value"]
-    except ValueError:
-        same = False
-    if not same:
-        module.fail_json(
-            msg=f"{p['name']} in etcd is {found}, the inventory wants {value}; changing the pod network of a living "
-            "cluster cuts its pods off, so it is not done silently: set the variables back to what etcd holds"
-        )
-    module.exit_json(changed=False, value=found)
+    name, wanted = p["name"], p["value"]
+    value = etcd.text(wanted)
+    tls = {kind: p[kind] for kind in ("ca", "cert", "key")}
+    before = None
+    # Where an earlier stage of a check-mode run would first set etcd up, there is nobody to ask.
+    if not module.check_mode or all(map(os.path.exists, [p["member_config"], *tls.values()])):
+        try:
+            before = etcd.first_answer(
+                [{**tls, "url": url} for url in p["urls"]],
+                lambda member: etcd.write_once(member, name, wanted, p["users"], module.check_mode),
+            )
+        except etcd.InUseError as found:
+            module.fail_json(
+                msg=f"{name} in etcd is {found}, the inventory wants {value}; nodes have subnets of that network, "
+                "and changing it cuts their pods off, so it is not done silently: set the variables back to what etcd "
+                "holds. For another network all the same, stop kubelet and flanneld on all nodes, run "
+                f"etcdctl del --prefix {p['users']} on an etcd member, then this again, and reboot the nodes"
+            )
+        except (etcd.EtcdError, OSError) as error:
+            module.fail_json(msg=str(error))
+    if before is not None and etcd.holds(before, wanted):
+        module.exit_json(changed=False, value=before)
+    headers = {"before_header": name, "after_header": name}
+    if before is not None:
+        headers["before_header"] += " (no node has a subnet of it)"
+    module.exit_json(
+        changed=True, value=value, diff={**headers, "before": f"{before}\n" if before else "", "after": f"{value}\n"}
+    )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class VxlanBackend:
     type = "vxlan"
 
     def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
-        settings = vxlan_config(config.backend)
+        settings = vxlan_config(config)
         outer = settings.mtu or underlay.mtu
         if outer - OVERHEAD < 68:
             raise NetworkError(f"interface {underlay.name} has the MTU {outer}", "vxlan needs 118 or more")

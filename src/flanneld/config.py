@@ -80,8 +80,11 @@ def parse_config(text: str) -> NetworkConfig:
     return NetworkConfig(network, length, low, high, kind.lower(), settings)
 
 
-def vxlan_config(settings: Mapping[str, Any]) -> VxlanConfig:
-    """Check the vxlan backend's own keys (lower case); raises ConfigError."""
+def vxlan_config(config: NetworkConfig) -> VxlanConfig:
+    """Check the backend, of which vxlan is the only one, and its own keys; raises ConfigError."""
+    if config.backend_type != "vxlan":
+        raise ConfigError(f"the backend {config.backend_type!r} is not supported yet", 'use "vxlan"')
+    settings = config.backend
     if _flag(settings, "DirectRouting"):
         raise ConfigError("Backend.DirectRouting is not supported yet", "remove it: all traffic is tunnelled")
     mtu = _number(settings, "MTU", 0, 0, 65535)

@@ -16,7 +16,7 @@ from typing import Mapping, Optional, Tuple
 
 from flanneld.backend_vxlan import VxlanBackend
 from flanneld.config import Address, NetworkConfig
-from flanneld.errors import ConfigError, EtcdError, FlanneldError, LeaseError, RulesError
+from flanneld.errors import EtcdError, FlanneldError, LeaseError, RulesError
 from flanneld.etcd import EtcdClient, tls_context
 from flanneld.log import Repeated, logger
 from flanneld.manager import Holding, Keeper, SubnetManager, Watcher, fetch_config
@@ -144,9 +144,7 @@ class Daemon:
         return self._overlay.trouble or self._rules.trouble or ("" if self._published else "subnet.env is not written")
 
     def _prepare(self, config: NetworkConfig) -> Tuple[Kernel, VxlanBackend, Address]:
-        if config.backend_type != "vxlan":
-            raise ConfigError(f"the backend {config.backend_type!r} is not supported yet", 'use "vxlan"')
-        logger.info("network config: network %s, backend vxlan", config.network)
+        logger.info("network config: network %s, backend %s", config.network, config.backend_type)
         kernel = Kernel()
         underlay = choose_interface(kernel, self._options.interface)
         public_ip = self._options.interface.public_ip or underlay.address

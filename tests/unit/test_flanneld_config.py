@@ -32,7 +32,7 @@ def test_defaults_follow_from_the_network(network: str, length: int, first: str,
 def test_keys_match_in_any_case_and_unknown_ones_are_ignored() -> None:
     parsed = parse_config('{"network":"10.3.0.0/16","subnetLEN":26,"x":1,"BACKEND":{"type":"VXLAN","vni":7}}')
     assert (parsed.network, parsed.subnet_len, parsed.backend_type) == (Network("10.3.0.0/16"), 26, "vxlan")
-    assert vxlan_config(parsed.backend).vni == 7
+    assert vxlan_config(parsed).vni == 7
 
 
 def test_without_a_backend_it_is_udp() -> None:
@@ -69,12 +69,18 @@ def test_errors_name_the_key_and_the_value(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"vni": 0}, {"vni": "1"}, {"port": 70000}, {"mtu": 100}, {"learning": "no"}, {"directrouting": True}]
+    "settings",
+    [{"VNI": 0}, {"VNI": "1"}, {"Port": 70000}, {"MTU": 100}, {"Learning": "no"}, {"DirectRouting": True}],
 )
 def test_bad_vxlan_settings(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError):
-        vxlan_config(settings)
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        vxlan_config(parse_config(config(Backend={"Type": "vxlan", **settings})))
+
+
+def test_other_backends_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="'host-gw' is not supported yet"):
+        vxlan_config(parse_config(config(Backend={"Type": "Host-GW"})))
 
 
 def test_vxlan_defaults() -> None:
-    assert vxlan_config({}) == (1, 8472, None, False, False)
+    assert vxlan_config(parse_config(config(Backend={"Type": "vxlan"}))) == (1, 8472, None, False, False)

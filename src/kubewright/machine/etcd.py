@@ -1,17 +1,23 @@
-"""One key of etcd over its v3 JSON gateway."""
+"""etcd over its v3 JSON gateway: a key that is written once, and what a member is."""
 
 from __future__ import annotations
 
 import base64
 import http.client
 import json
-from typing import Any
+from typing import Any, Callable, TypeVar
 
 from . import health
+
+_Answer = TypeVar("_Answer")
 
 
 class EtcdError(Exception):
     """etcd refused or did not answer."""
+
+
+class InUseError(Exception):
+    """A key that is written once holds something else, and that is in use."""
 
 
 def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -21,7 +27,7 @@ def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str
         reply = connection.getresponse()
         text = reply.read()
     except (OSError, http.client.HTTPException) as error:
-        raise EtcdError(f"etcd at {endpoint['url']} does not answer: {error}; run --tags etcd first") from error
+        raise EtcdError(f"etcd at {endpoint['url']} does not answer: {error}") from error
     finally:
         connection.close()
     if reply.status != 200:
@@ -75,14 +81,60 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     )
 
 
-def get(endpoint: dict[str, Any], key: str) -> str | None:
-    """Value of a key, None when there is no such key."""
+def first_answer(endpoints: list[dict[str, Any]], ask: Callable[[dict[str, Any]], _Answer]) -> _Answer:
+    """What `ask` gets from the first member that answers it; EtcdError with the words of all when none does."""
+    reasons = []
+    for endpoint in endpoints:
+        try:
+            return ask(endpoint)
+        except EtcdError as error:
+            reasons.append(str(error))
+    raise EtcdError(f"{'; '.join(reasons)}; run --tags etcd first")
+
+
+def write_once(endpoint: dict[str, Any], key: str, value: dict[str, Any], users: str, check: bool) -> str | None:
+    """Bring about that a key holds a JSON object; returns what it held before, None when it did not exist.
+
+    What is there already is replaced only while no key begins with `users`: nobody has acted on it then. InUseError
+    otherwise. With `check` nothing is written.
+    """
     found = _call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")
-    return base64.b64decode(found[0].get("value", "")).decode() if found else None
+    before = base64.b64decode(found[0].get("value", "")).decode() if found else None
+    if before is not None and holds(before, value):
+        return before
+    if before is not None and _any_below(endpoint, users):
+        raise InUseError(before)
+    if not check:
+        # In one transaction with the comparison: neither another writer nor a first user gets in between.
+        revision = str(found[0]["mod_revision"]) if found else "0"
+        compare = [{"key": _b64(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision}]
+        if found:
+            # Of a range, all keys are compared: true where there is none.
+            unused = {"target": "CREATE", "result": "LESS", "create_revision": "1"}
+            compare.append({"key": _b64(users), "range_end": _b64(_behind(users)), **unused})
+        put = {"request_put": {"key": _b64(key), "value": _b64(text(value))}}
+        if not _call(endpoint, "/v3/kv/txn", {"compare": compare, "success": [put]}).get("succeeded"):
+            raise EtcdError(f"{key}: somebody else was faster; run again")
+    return before
 
 
-def create(endpoint: dict[str, Any], key: str, value: str) -> bool:
-    """Write a key unless it exists; whether it was written."""
-    absent = {"key": _b64(key), "target": "VERSION", "result": "EQUAL", "version": "0"}
-    put = {"request_put": {"key": _b64(key), "value": _b64(value)}}
-    return bool(_call(endpoint, "/v3/kv/txn", {"compare": [absent], "success": [put]}).get("succeeded"))
+def text(value: dict[str, Any]) -> str:
+    """JSON as it is stored."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def holds(stored: str, value: dict[str, Any]) -> bool:
+    """Whether a stored text is this JSON object."""
+    try:
+        return bool(json.loads(stored) == value)
+    except ValueError:
+        return False
+
+
+def _behind(prefix: str) -> str:
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
+def _any_below(endpoint: dict[str, Any], prefix: str) -> bool:
+    body = {"key": _b64(prefix), "range_end": _b64(_behind(prefix)), "count_only": True}
+    return int(_call(endpoint, "/v3/kv/range", body).get("count", 0)) > 0
