@@ -103,7 +103,7 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": preflight.report(problems)}
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
-        known["ip_vs"] = {name: fact["ip_vs"] for name, fact in facts.items()}
+        known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         return {"changed": False, "ansible_facts": {"cluster": known}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports
+from kubewright import flags, podnetwork, ports, proxymode
 from kubewright.topology import Machine
 
 
@@ -17,8 +17,10 @@ class FilterModule:
         return {
             "kubewright_flags": flags.flags,
             "kubewright_env": flags.environment,
+            "kubewright_env_file": flags.environment_file,
             "kubewright_ports": ports.watched,
             "kubewright_firewall": lambda machine, *arguments: ports.firewall(Machine(**machine), *arguments),
             "kubewright_pki_files": flags.pki_files,
             "kubewright_pod_network": podnetwork.network,
+            "kubewright_proxy_mode": proxymode.mode,
         }

@@ -47,12 +47,9 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    missing = sysprep.missing_programs(module.params["programs"])
+    missing = sysprep.lacking(module.params["settings"], module.params["programs"])
     if missing:
-        module.fail_json(
-            msg=f"missing on this machine: {', '.join(missing)}; install the packages that hold them "
-            "(Debian: conntrack ipset socat ethtool iptables) and run again"
-        )
+        module.fail_json(msg=missing)
     try:
         found = sysprep.reconcile(module.params["settings"], module.check_mode)
     except OSError as error:

@@ -159,7 +159,12 @@ def flags(
 def environment(flags_: Mapping[str, str], name: str, others: Mapping[str, str] | None = None) -> str:
     """An environment file: all flags in one variable, one flag a line, and the `others`, as systemd reads it."""
     lines = " \\\n".join(f"--{key}={value}" for key, value in flags_.items())
-    return f'{name}="{lines}"\n' + "".join(f'{key}="{_quoted(str(value))}"\n' for key, value in (others or {}).items())
+    return f'{name}="{lines}"\n' + environment_file(others or {})
+
+
+def environment_file(values: Mapping[str, str]) -> str:
+    """An environment file of systemd's with these variables."""
+    return "".join(f'{key}="{_quoted(str(value))}"\n' for key, value in values.items())
 
 
 def _quoted(value: str) -> str:

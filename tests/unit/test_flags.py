@@ -45,3 +45,10 @@ def test_an_environment_file_with_other_variables() -> None:
     assert text.startswith('OPTS="--a=b"\n')
     shell = subprocess.run(["sh", "-c", f'{text}printf %s "$X"'], capture_output=True, text=True, check=True)
     assert shell.stdout == 'say "$1" \\ `'
+
+
+def test_what_a_url_may_hold_is_left_as_it_is() -> None:
+    proxy = 'http://user:p%40s%%s"$w@proxy.example:3128'
+    text = flags.environment_file({"HTTPS_PROXY": proxy, "NO_PROXY": ""})
+    shell = subprocess.run(["sh", "-c", f'{text}printf %s "$HTTPS_PROXY"'], capture_output=True, text=True, check=True)
+    assert shell.stdout == proxy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
@@ -68,6 +69,18 @@ def _peer_host(config: str) -> str:
     return ""
 
 
+def proxy_mode(config: str) -> str:
+    """The mode in a configuration of kube-proxy; empty when there is none."""
+    found = re.search(r"^mode: *(\w+)", config, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def has_module(name: str, dependencies: str) -> bool:
+    """Whether a modules.dep lists a module that can be loaded."""
+    files_ = (line.partition(":")[0].rpartition("/")[2] for line in dependencies.splitlines())
+    return any(file.partition(".ko")[0] == name for file in files_)
+
+
 def _etcd_members() -> list[dict[str, Any]]:
     """Members of the cluster of this machine's etcd member, as it knows them; none when it does not run."""
     tls = {"ca": "/opt/etcd/ssl/ca.pem", "cert": "/opt/etcd/ssl/client.pem", "key": "/opt/etcd/ssl/client-key.pem"}
@@ -109,6 +122,10 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "etcd_members": _etcd_members() if "etcd" in records else [],
         "etcd_peer": _peer_host(files.read("/opt/etcd/cfg/etcd")),
-        "ip_vs": os.path.exists("/proc/net/ip_vs"),
+        "proxy": {
+            "configured": proxy_mode(files.read("/opt/kubernetes/cfg/kube-proxy-config.yml")),
+            "ip_vs": os.path.exists("/proc/net/ip_vs"),
+            "ip_vs_module": has_module("ip_vs", files.read(f"/lib/modules/{platform.release()}/modules.dep")),
+        },
         "now": time.time(),
     }

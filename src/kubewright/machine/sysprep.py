@@ -18,6 +18,8 @@ _HOSTS_BEGIN, _HOSTS_END = "# BEGIN kubewright", "# END kubewright"
 # A session of Ansible's may lack the directories of system programs.
 _PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CHRONY = ("chrony.service", "chronyd.service")
+# Program -> the Debian package that holds it, where they differ.
+_PACKAGES = {"ping": "iputils-ping", "ip": "iproute2", "bridge": "iproute2", "modprobe": "kmod"}
 
 
 def _read(path: str) -> str:
@@ -28,9 +30,9 @@ def _read(path: str) -> str:
         return ""
 
 
-def _run(*argv: str) -> str:
+def _run(*argv: str, stdin: str = "") -> str:
     environment = {**os.environ, "PATH": _PATH, "LC_ALL": "C"}
-    reply = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    reply = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=120, env=environment)
     if reply.returncode:
         raise OSError(f"{' '.join(argv)}: {reply.stderr.strip() or reply.stdout.strip() or reply.returncode}")
     return reply.stdout
@@ -77,19 +79,19 @@ def firewall_ports(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
 
 
 def _firewalld(ports: list[str], trusted: list[str], check: bool) -> list[dict[str, str]]:
-    ask = ("firewall-cmd", "--permanent")
-    open_ports = _run(*ask, "--list-ports").split()
-    sources = _run(*ask, "--zone=trusted", "--list-sources").split()
-    missing = [port for port in ports if port not in open_ports]
-    strangers = [network for network in trusted if network not in sources]
-    found = [_difference(f"firewalld {port}", "closed", "open") for port in missing]
-    found += [_difference(f"firewalld {network}", "not trusted", "trusted") for network in strangers]
-    if found and not check:
-        if missing:
+    """What firewalld keeps and what it does now are two things: a run that ended in between left only one of them."""
+    found = []
+    for where, ask in (("at every start", ("firewall-cmd", "--permanent")), ("now", ("firewall-cmd",))):
+        open_ports = _run(*ask, "--list-ports").split()
+        sources = _run(*ask, "--zone=trusted", "--list-sources").split()
+        missing = [port for port in ports if port not in open_ports]
+        strangers = [network for network in trusted if network not in sources]
+        found += [_difference(f"firewalld {port} {where}", "closed", "open") for port in missing]
+        found += [_difference(f"firewalld {network} {where}", "not trusted", "trusted") for network in strangers]
+        if missing and not check:
             _run(*ask, *[f"--add-port={port}" for port in missing])
-        if strangers:
+        if strangers and not check:
             _run(*ask, "--zone=trusted", *[f"--add-source={network}" for network in strangers])
-        _run("firewall-cmd", "--reload")
     return found
 
 
@@ -168,15 +170,7 @@ def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     if not os.path.exists("/proc/modules"):
         return []
     loaded = {line.split()[0] for line in _read("/proc/modules").splitlines()}
-    builtin = {
-        os.path.basename(line)[:-3].replace("-", "_")
-        for line in _read(f"/lib/modules/{os.uname().release}/modules.builtin").split()
-    }
-    names = [
-        name
-        for name in wanted["names"]
-        if (name not in builtin and not os.path.isdir(f"/sys/module/{name}")) or name in loaded
-    ]
+    names = loadable(wanted["names"], loaded, _read(f"/lib/modules/{os.uname().release}/modules.builtin"))
     found = _file("/etc/modules-load.d/kubewright.conf", "".join(f"{name}\n" for name in names), check)
     for name in names:
         if name not in loaded:
@@ -184,6 +178,18 @@ def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
             if not check:
                 _run("modprobe", name)
     return found
+
+
+def loadable(names: list[str], loaded: set[str], builtin: str) -> list[str]:
+    """Those of the modules that are not built in, as the kernel spells them: modprobe knows no difference of - and _.
+
+    `loaded`: first words of /proc/modules; `builtin`: the text of modules.builtin.
+    """
+    fixed = {os.path.basename(line).partition(".ko")[0].replace("-", "_") for line in builtin.split()}
+    spelt = dict.fromkeys(name.replace("-", "_") for name in names)
+    return [
+        name for name in spelt if name in loaded or (name not in fixed and not os.path.isdir(f"/sys/module/{name}"))
+    ]
 
 
 def sysctls(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
@@ -222,22 +228,37 @@ def iptables(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """
     if not wanted["flush"] or os.path.isdir(component.RECORDS):
         return []
-    saved = _run("iptables-save").splitlines()
-    # Built-in chains have a policy, others a dash.
-    if not any(line.startswith("-A") or (line.startswith(":") and line.split()[1] == "-") for line in saved):
+    saved = _run("iptables-save")
+    before = [
+        line
+        for line in saved.splitlines()
+        if line.startswith("-") or (line.startswith(":") and line.split()[1] != "ACCEPT")
+    ]
+    if not before:
         return []
     if not check:
-        for arguments in (["-F"], ["-t", "nat", "-F"], ["-t", "mangle", "-F"], ["-X"]):
-            _run("iptables", "-w", *arguments)
-    return [_difference("iptables", "rules", "flushed")]
+        # Each table in one step: without its rules, a chain whose policy is DROP would shut us out.
+        _run("iptables-restore", "-w", stdin=emptied(saved))
+    return [_difference("iptables", "\n".join(before), "nothing but policies ACCEPT")]
+
+
+def emptied(saved: str) -> str:
+    """The tables of an iptables-save without rules and own chains, with the policy ACCEPT, for iptables-restore."""
+    kept = []
+    for line in saved.splitlines():
+        if line.startswith("*") or line == "COMMIT":
+            kept.append(line)
+        elif line.startswith(":") and line.split()[1] != "-":
+            # Chains of the kernel have a policy, others a dash.
+            kept.append(f"{line.split()[0]} ACCEPT [0:0]")
+    return "".join(f"{line}\n" for line in kept)
 
 
 def time_sync(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """chrony runs at every boot; with `servers`, its configuration names them."""
     states = systemd.states(list(_CHRONY))
-    unit = next((u for u in _CHRONY if states[u].get("LoadState") == "loaded"), "")
-    if not unit:
-        raise OSError("chrony is not installed: install the package 'chrony', or set sysprep_time_sync: false")
+    # `lacking` has made sure that there is one.
+    unit = next(u for u in _CHRONY if states[u].get("LoadState") == "loaded")
     found = []
     if wanted["servers"]:
         path = "/etc/chrony/chrony.conf" if os.path.isdir("/etc/chrony") else "/etc/chrony.conf"
@@ -272,9 +293,24 @@ _SETTINGS: dict[str, Callable[[dict[str, Any], bool], list[dict[str, str]]]] = {
 }
 
 
-def missing_programs(programs: list[str]) -> list[str]:
-    """Those that are on no usual path of root."""
-    return [program for program in programs if not shutil.which(program, path=_PATH)]
+def lacking(settings: dict[str, dict[str, Any]], programs: list[str]) -> str:
+    """What is not installed of what the settings and the cluster need, with the packages; empty when all is there."""
+    needed = [*programs]
+    if settings.get("modules", {}).get("names") and os.path.exists("/proc/modules"):
+        needed.append("modprobe")
+    missing = [program for program in needed if not shutil.which(program, path=_PATH)]
+    if settings.get("time_sync") and not any(
+        state.get("LoadState") == "loaded" for state in systemd.states(list(_CHRONY)).values()
+    ):
+        missing.append("chrony")
+    if not missing:
+        return ""
+    packages = dict.fromkeys(_PACKAGES.get(program, program) for program in missing)
+    without = "; chrony is not needed with sysprep_time_sync: false" if "chrony" in missing else ""
+    return (
+        f"missing on this machine: {', '.join(missing)}; nothing has been changed. Install the packages that hold them "
+        f"(Debian: apt-get install {' '.join(packages)}) and run again{without}"
+    )
 
 
 def reconcile(settings: dict[str, dict[str, Any]], check: bool) -> list[dict[str, str]]:
