@@ -60,5 +60,7 @@ def firewall(
     """
     opened = [f"{port}/tcp" for port, (_, remote) in sorted(_table(machine, api_port).items()) if remote]
     if machine.is_node:
-        opened += [f"{(backend or {}).get('Port', _VXLAN)}/udp", *_NODE_PORTS]
+        # flanneld knows its keys in any letter case, and 0 as the default.
+        port = {key.lower(): value for key, value in (backend or {}).items()}.get("port") or _VXLAN
+        opened += [f"{port}/udp", *_NODE_PORTS]
     return opened + [port for port in further or [] if port not in opened]
