@@ -219,27 +219,28 @@ def test_the_answer_is_found_between_what_a_login_shell_prints() -> None:
         ["/bin/sh", "-c", survey.command(survey.script(["no-such-python", "python3"]))],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
     )
-    found = survey.read(f"Welcome!\nuid=5\n{questions.stdout}")
+    found = survey.read(f"Welcome!\nuid=5\n{questions.stdout}", questions.returncode, questions.stderr.strip())
     assert found
+    assert found.keys_unread == ""
     assert found.interpreter == "/usr/bin/python3"
     assert found.python_is_new_enough
     assert (found.authorized_keys, found.directory_mode) == ("", "")
-    assert survey.read("Welcome!\n") is None
-    assert survey.read(questions.stdout.partition("kubewright-authorized-keys")[0]) is None
+    assert survey.read("Welcome!\n", 0, "") is None
+    assert survey.read(questions.stdout.partition("kubewright-authorized-keys")[0], 0, "") is None
 
 
 def test_what_a_machine_says_cannot_control_the_terminal() -> None:
-    found = survey.read("kubewright-begin\nuid=0\nos=\x1b[2Jgone\x07\nkubewright-authorized-keys\n")
+    found = survey.read("kubewright-begin\nuid=0\nos=\x1b[2Jgone\x07\nkubewright-authorized-keys\n", 0, "")
     assert found
     assert found.os == "[2Jgone"
 
 
 @pytest.mark.parametrize(("version", "enough"), [("3.9.0", True), ("3.10.1", True), ("3.8.19", False), ("", False)])
 def test_python_versions_are_numbers(version: str, enough: bool) -> None:
-    found = survey.read(f"kubewright-begin\nuid=0\npython={version}\nkubewright-authorized-keys\n")
+    found = survey.read(f"kubewright-begin\nuid=0\npython={version}\nkubewright-authorized-keys\n", 0, "")
     assert found
     assert found.python_is_new_enough is enough
 

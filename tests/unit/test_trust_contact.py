@@ -224,6 +224,37 @@ def test_bytes_that_are_no_utf8_survive_and_a_link_stays_one(place: Place) -> No
     assert kept.read_bytes() == b"# caf\xe9\r\n" + place.public.encode()
 
 
+def test_a_file_that_is_read_in_part_is_not_written_over(place: Place) -> None:
+    machine = place.machine()
+    machine.let_in("ssh-rsa AAAAB3NzaC1yc2E= somebody else\n")
+    cat = machine.directory / "bin" / "cat"
+    cat.unlink()
+    cat.write_text('#!/bin/sh\necho "ssh-rsa AAAA"\necho "cat: $1: Input/output error" >&2\nexit 1\n')
+    cat.chmod(0o755)
+    contact = place.meet(machine)
+    assert (
+        "authorized_keys of root cannot be read: cat: "
+        f"{machine.authorized_keys}: Input/output error\n  nothing was written" in problems(contact)
+    )
+    assert (contact.key, contact.changed, contact.root) == ("no", False, "root")
+    assert machine.authorized_keys.read_text() == "ssh-rsa AAAAB3NzaC1yc2E= somebody else\n"
+
+
+def test_a_file_whose_reading_fails_is_not_taken_for_an_empty_one(place: Place) -> None:
+    machine = place.machine(reads_keys=False)
+    # Real ones: the first page of a process's memory is an input/output error, a link to itself leads nowhere.
+    for target, message in (("/proc/self/mem", "Input/output error"), ("authorized_keys", "Too many levels of symbo")):
+        machine.authorized_keys.parent.mkdir(exist_ok=True)
+        machine.authorized_keys.unlink(missing_ok=True)
+        machine.authorized_keys.symlink_to(target)
+        assert f"cannot be read: cat: {machine.authorized_keys}: {message}" in problems(place.meet(machine))
+    machine.authorized_keys.unlink()
+    machine.authorized_keys.symlink_to("not there yet")
+    machine.reads_keys = True
+    assert problems(place.meet(machine)) == ""
+    assert (machine.home / ".ssh" / "not there yet").read_text() == place.public
+
+
 def test_a_named_key_is_handed_over_even_where_another_lets_in(place: Place) -> None:
     machine = place.machine()
     machine.let_in(place.public)

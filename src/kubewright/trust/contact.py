@@ -201,7 +201,7 @@ class _Meeting:
 
     def _survey(self) -> survey.Survey:
         reply = self._connection.run(survey.command(survey.script(self._target.settings.pythons)))
-        found = survey.read(reply.output)
+        found = survey.read(reply.output, reply.status, reply.words)
         if found is None:
             words = reply.words or next(iter(reply.output.split("\n")), "")
             raise UserError(
@@ -268,6 +268,12 @@ class _Meeting:
             return
         contact.key = "no"
         key, path = self._public_key()
+        if machine.keys_unread:
+            raise UserError(
+                f"~/.ssh/authorized_keys of {machine.user} cannot be read: {machine.keys_unread}",
+                "nothing was written, or the keys in it would be lost: look at it there (disk, network file system, "
+                "owner), and run again",
+            )
         present = authorized_keys.contains(machine.authorized_keys, key)
         if present and machine.modes_are_safe:
             contact.key = "present"

@@ -33,8 +33,10 @@ d=$HOME/.ssh
 echo "directory_mode=$(stat -c %a "$d" 2>/dev/null)"
 echo "file_mode=$(stat -L -c %a "$d/authorized_keys" 2>/dev/null)"
 echo {keys}
-if [ -e "$d/authorized_keys" ]; then cat "$d/authorized_keys"; fi
+LC_ALL=C exec cat "$d/authorized_keys"
 """
+# POSIX: what strerror says of ENOENT in the C locale. It is no failure: a user without the file lets no key in yet.
+_NO_FILE = "No such file or directory"
 
 # The new content comes by standard input. A link is followed, so that it stays one.
 WRITE_AUTHORIZED_KEYS = """\
@@ -56,7 +58,10 @@ if command -v restorecon >/dev/null; then restorecon -F "$d" "$f" || true; fi
 
 @dataclass(frozen=True)
 class Survey:
-    """A machine's answer. `sudo`: yes, no, or absent; `sudo_says` is its refusal. Modes are octal text, empty: none."""
+    """A machine's answer. `sudo`: yes, no, or absent; `sudo_says` is its refusal. Modes are octal text, empty: none.
+
+    `keys_unread`: why `authorized_keys` is not the file's whole content, empty when it is.
+    """
 
     uid: int
     user: str
@@ -69,6 +74,7 @@ class Survey:
     directory_mode: str
     file_mode: str
     authorized_keys: str
+    keys_unread: str
 
     @property
     def python_is_new_enough(self) -> bool:
@@ -93,8 +99,11 @@ def command(text: str) -> str:
     return f"exec /bin/sh -c '{quoted}'"
 
 
-def read(output: str) -> Survey | None:
-    """Read what the questions printed; None when the machine did not answer them."""
+def read(output: str, status: int, words: str) -> Survey | None:
+    """Read what the questions printed; None when the machine did not answer them.
+
+    `status` and the last `words` of standard error are those of their last command, which reads authorized_keys.
+    """
     _, begun, answer = output.partition(f"{_BEGIN}\n")
     answer, complete, keys = answer.partition(f"{_KEYS}\n")
     values: dict[str, str] = {}
@@ -117,4 +126,5 @@ def read(output: str) -> Survey | None:
         directory_mode=values.get("directory_mode", ""),
         file_mode=values.get("file_mode", ""),
         authorized_keys=keys,
+        keys_unread=(words or f"status {status}") if status and not words.endswith(_NO_FILE) else "",
     )
