@@ -135,6 +135,16 @@ def test_a_directory_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
     assert ensure(["kubelet"], chosen, silent)["kubelet"].sha256 != SHA
 
 
+def test_another_directory_is_another_place(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kubelet").write_bytes(CONTENT + name.encode())
+        os.utime(tmp_path / name / "kubelet", (0, 0))
+    for name in ("one", "two", "one"):
+        chosen = settings(tmp_path, source="local", directory=str(tmp_path / name))
+        assert ensure(["kubelet"], chosen, silent)["kubelet"].path.read_bytes().endswith(name.encode())
+
+
 def test_damage_in_a_directory_is_named(tmp_path: Path) -> None:
     chosen = settings(tmp_path, source="local", directory=str(tmp_path))
     (tmp_path / "etcd.tar.gz").write_bytes(b"not an archive")

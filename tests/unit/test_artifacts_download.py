@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,30 @@ def test_a_mirror_needs_nothing_but_itself(site: Site, tmp_path: Path) -> None:
     site.answers = {"/kubelet": [good(BODY)], "/kubelet.sha256": [good(f"{SHA}  ./kubelet\n".encode())]}
     chosen = settings(tmp_path, site.url, "mirror")
     assert ensure(["kubelet"], chosen, nothing)["kubelet"].sha256 == SHA
+
+
+def test_what_came_from_a_wrong_mirror_is_not_taken_for_the_right_ones(site: Site, tmp_path: Path) -> None:
+    other = b"\x7fELF of another version"
+    site.answers = {"/kubelet": [good(BODY)], "/kubelet.sha256": [good(SUM)]}
+    site.answers |= {"/right/kubelet": [good(other)]}
+    site.answers |= {"/right/kubelet.sha256": [good(hashlib.sha256(other).hexdigest().encode())]}
+    wrong = settings(tmp_path, site.url, "mirror")
+    assert ensure(["kubelet"], wrong, nothing)["kubelet"].sha256 == SHA
+    right = replace(wrong, mirror_url=f"{site.url}/right/")
+    assert ensure(["kubelet"], right, nothing)["kubelet"].path.read_bytes() == other
+    seen = len(site.seen)
+    for again in (right, replace(right, mirror_url=f"{site.url}/right"), wrong):
+        ensure(["kubelet"], again, nothing)
+    assert len(site.seen) == seen
+
+
+def test_a_locked_sha256_makes_all_mirrors_one(site: Site, tmp_path: Path) -> None:
+    body = archive(etcd=BODY)
+    site.answers = {"/etcd.tar.gz": [good(body)]}
+    entry = release("http://127.0.0.1:9", "etcd", sha256=hashlib.sha256(body).hexdigest())
+    chosen = settings(tmp_path, site.url, "mirror", etcd=entry)
+    found = ensure(["etcd"], chosen, nothing)
+    assert ensure(["etcd"], replace(chosen, mirror_url="http://127.0.0.1:9/down"), nothing) == found
 
 
 def test_the_sha256_of_the_lock_file_counts_more_than_the_mirrors(site: Site, tmp_path: Path) -> None:

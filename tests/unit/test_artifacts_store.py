@@ -179,6 +179,7 @@ def test_nothing_goes_that_is_named_or_was_used(
     today = datetime.now(UTC).date()
     kept = store.Store(root, lambda: now - 40 * DAY)
     kept.add(f"debian/etcd/3.4.23/{'a' * 64}", io.BytesIO(b"named"))
+    kept.add("mirror/etcd/3.4.23/some-mirror", io.BytesIO(b"named, whatever the mirror"))
     old = kept.path_of(kept.add("debian/etcd/3.3.0/b", io.BytesIO(CONTENT)))
     shared = kept.path_of(kept.add("debian/runc/1/c", io.BytesIO(b"shared")))
     recent = store.Store(root, lambda: now - 20 * DAY)
@@ -212,6 +213,7 @@ def test_nothing_goes_that_is_named_or_was_used(
     assert [p.exists() for p in (shared, mine)] == [True, True]
     assert set(kept.last_uses()) == {
         f"debian/etcd/3.4.23/{'a' * 64}",
+        "mirror/etcd/3.4.23/some-mirror",
         "local/runc/1/d",
         "upstream/kubelet/1.22.0/e",
     }

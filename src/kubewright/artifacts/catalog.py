@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kubewright.artifacts import debian, elf, images, kubernetes_build
 from kubewright.artifacts.download import check_address
@@ -113,7 +113,14 @@ class Catalog:
         if source == "local":
             return f"local/{name}/{entry.version}/{self._directory.signature(_file_name(name))}"
         detail = entry.sources.get("debian" if source == "debian" else "upstream", {})
-        return f"{source}/{name}/{entry.version}/{detail.get('sha256', '')}"
+        content = detail.get("sha256") or self._place(detail)
+        return f"{source}/{name}/{entry.version}/{content}"
+
+    def _place(self, detail: Mapping[str, Any]) -> str:
+        """Digest of where a file comes from whose content is only known there."""
+        url = str(detail.get("url") or self._lock.kubernetes["upstream"])
+        mirror = self._settings.mirror_url.rstrip("/") if self._settings.source == "mirror" else ""
+        return hashlib.sha256(f"{mirror} {url}".encode()).hexdigest()[:16]
 
     def cached(self, name: str) -> Artifact | None:
         """The artifact if it is in the store; a directory of the user's is read anew when its files changed."""
@@ -284,9 +291,12 @@ def all_names(settings: Settings) -> list[str]:
 
 def keys_of(lock_file: Path, cache: Path) -> set[str]:
     """Under which keys the artifacts of a lock file are stored, from whatever source but directories."""
+    entries = load(lock_file).entries
     keys: set[str] = set()
-    for source in ("upstream", "mirror", "debian"):
-        # Nothing is asked of the mirror: its URL is in no key.
-        found = Catalog(Settings(source, lock_file, "http://mirror.invalid", cache=cache), lambda _: None)
-        keys.update(found.key(name) for name in [*load(lock_file).entries, FLANNELD])
+    for source in ("upstream", "debian"):
+        found = Catalog(Settings(source, lock_file, cache=cache), lambda _: None)
+        keys.update(found.key(name) for name in [*entries, FLANNELD])
+    # Which mirrors they came from is not known here.
+    mirrored = tuple(f"mirror/{entry.name}/{entry.version}/" for entry in entries.values())
+    keys.update(key for key in Store(cache).last_uses() if key.startswith(mirrored))
     return keys
