@@ -103,6 +103,40 @@ def test_a_directory_of_any_version(tmp_path: Path) -> None:
     assert os.access(found.path, os.X_OK)
 
 
+@pytest.mark.parametrize("said", [b"Kubernetes v1.21.3\n", b"Kubernetes v1.20.20-rc.1\n"])
+def test_another_version_than_the_configured_one_is_refused(tmp_path: Path, said: bytes) -> None:
+    (tmp_path / "kubelet").write_bytes(program(said))
+    chosen = settings(tmp_path, source="local", directory=str(tmp_path), kubernetes_version="1.20.2")
+    release = said.decode().removeprefix("Kubernetes v").partition("-")[0].strip()
+    for _ in range(2):
+        with pytest.raises(UserError) as raised:
+            ensure(["kubelet"], chosen, silent)
+        assert str(raised.value) == (
+            f"kubelet of {tmp_path} is Kubernetes {release}, kube_version is 1.20.2\n"
+            f"  set kube_version: '{release}', or get the files of 1.20.2"
+        )
+    right = settings(tmp_path, source="local", directory=str(tmp_path), kubernetes_version=release)
+    assert ensure(["kubelet"], right, silent)["kubelet"].version == release
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("kubelet", program(b"Kubernetes v1.20.2-vendor.7+x\n")),
+        ("kubelet", program(b"flavour of our own, Kubernetes v1.21.3\n")),
+        ("kubelet", b"#!/bin/sh\nexit 3\n"),
+        # Runs nowhere.
+        ("kubelet", CONTENT),
+        ("kubectl", program(b"Kubernetes v1.21.3\n")),
+        ("etcd", program(b"Kubernetes v1.21.3\n")),
+    ],
+)
+def test_what_does_not_contradict_is_taken(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    chosen = settings(tmp_path, source="local", directory=str(tmp_path), kubernetes_version="1.20.2")
+    assert ensure([name], chosen, silent)[name].path.read_bytes() == content
+
+
 def test_a_release_archive(tmp_path: Path) -> None:
     pack(tmp_path / "etcd.tar.gz", "etcd-v3.4.26-linux-amd64/etcd")
     found = ensure(["etcd"], settings(tmp_path, source="local", directory=str(tmp_path)), silent)

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from kubewright.artifacts import debian, elf, images, kubernetes_build
+from kubewright.artifacts import debian, elf, images, kubernetes_build, kubernetes_version
 from kubewright.artifacts.download import check_address
 from kubewright.artifacts.local import LocalDirectory
 from kubewright.artifacts.lock import KUBERNETES, Entry, Lock, load
@@ -150,9 +150,10 @@ class Catalog:
             if not self._is_built(entry):
                 self._progress(f"{name} {entry.version} from {self._origin(entry)}")
             self._get(entry)
-            found[name] = self.cached(name)
-            if found[name] is None:
+            artifact = found[name] = self.cached(name)
+            if artifact is None:
                 raise UserError(f"{name}: its files changed while they were read", "run again when they are complete")
+            self._check_version(artifact)
         self._store.use([self.key(name) for name in names])
         return {name: artifact for name, artifact in found.items() if artifact}
 
@@ -190,6 +191,21 @@ class Catalog:
             self._local(entry)
         else:
             self._releases.get(entry, self.key(entry.name))
+
+    def _check_version(self, artifact: Artifact) -> None:
+        """UserError when it is another release of Kubernetes than the one that would be configured."""
+        if artifact.name not in kubernetes_version.SPEAKING:
+            return
+        said = kubernetes_version.said_by(artifact.path)
+        if said and said != artifact.version:
+            # It stays content of the store, but is not what this key stands for.
+            self._store.forget([self.key(artifact.name)])
+            place = self._settings.directory if self._settings.source == "local" else self._settings.mirror_url
+            raise UserError(
+                f"{artifact.name} of {place or self._settings.source} is Kubernetes {said}, kube_version is "
+                f"{artifact.version}",
+                f"set kube_version: '{said}', or get the files of {artifact.version}",
+            )
 
     def _flanneld(self, entry: Entry) -> None:
         from kubewright import pyz  # noqa: PLC0415 - imports flanneld's dependencies, which only this one needs
