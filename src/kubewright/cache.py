@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -36,6 +37,21 @@ def cache_directory() -> Path:
         return Path(chosen).expanduser().absolute()
     except RuntimeError as error:
         raise UserError(f"KUBEWRIGHT_CACHE: {chosen!r}: {error}", "write the path in full") from error
+
+
+def settle(path: Path) -> None:
+    """Return when all that was written to the file system of `path` is on its disk, UserError when it refuses.
+
+    Whoever then sets a mark or gives a name that says "complete" is right even after a loss of power.
+    """
+    with disk_errors(path):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code), str(path))
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -30,6 +30,17 @@ from kubewright.artifacts import cli, debian
 debian._HOST_SOURCES = Path(sys.argv[1])
 sys.exit(cli.main(sys.argv[2:]))
 """
+# A build of small things, twice.
+_BUILD = """
+import sys
+from pathlib import Path
+from kubewright.artifacts import cli, debian, kubernetes_build
+debian._HOST_SOURCES = Path(sys.argv[1])
+kubernetes_build._NEEDED_BYTES, kubernetes_build._END_BYTES = 30 << 20, 2 << 20
+for _ in range(2):
+    status = cli.main(sys.argv[2:])
+sys.exit(status)
+"""
 _NOTHING = {
     "version": "1.20.2",
     "commit": "0" * 40,
@@ -46,10 +57,12 @@ def disk(tmp_path: Path) -> Path:
     return tmp_path / "disk"
 
 
-def run(disk: Path, size: str, *argv: str | Path, sources: Path = Path("/nowhere")) -> tuple[int, str, list[str]]:
+def run(
+    disk: Path, size: str, *argv: str | Path, sources: Path = Path("/nowhere"), script: str = _CLI
+) -> tuple[int, str, list[str]]:
     """(exit status, what was said, files on the disk afterwards) of a command of kubewright.artifacts."""
     reply = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", _WITH_DISK, disk, size, sys.executable, "-c", _CLI, sources, *argv],
+        ["unshare", "--mount", "sh", "-c", _WITH_DISK, disk, size, sys.executable, "-c", script, sources, *argv],
         env={**os.environ, "KUBEWRIGHT_CACHE": str(disk / "cache")},
         capture_output=True,
         text=True,
@@ -111,6 +124,30 @@ def test_packages(disk: Path, tmp_path: Path, archive: Archive) -> None:
         assert {path.split("/")[1] for path in left} == {"apt"}
         debs = [path for path in left if path.endswith(".deb")]
         assert len(debs) == (1 if size == "6m" else 0)
+
+
+def build(disk: Path, tmp_path: Path, before: str) -> tuple[int, str]:
+    """Exit status, and what was said, of two runs of a build on a disk of 40 MiB; `before`: what Go does at first."""
+    archive = Archive(tmp_path)
+    go = f'[ "$3" != ./cmd/kubelet ] || [ -e {tmp_path}/second ] || {{ touch {tmp_path}/second; {before}; }}'
+    lock = write_lock(tmp_path / "lock.yml", archive.kubernetes(tmp_path / "journal", before=go), {})
+    status, said, _ = run(disk, "40m", "fetch", "--lock-file", lock, "kubelet", sources=archive.sources, script=_BUILD)
+    return status, said
+
+
+def test_what_a_build_has_on_the_disk_already_counts(disk: Path, tmp_path: Path) -> None:
+    status, said = build(disk, tmp_path, 'mkdir -p "$GOCACHE"; head -c 20M /dev/zero > "$GOCACHE/x"; exit 3')
+    assert "failed with status 3" in said
+    assert (status, "MiB free" in said) == (0, False), said
+
+
+@pytest.mark.parametrize("quiet", ["", "2>/dev/null"])
+def test_a_build_that_fills_the_disk(disk: Path, tmp_path: Path, quiet: str) -> None:
+    status, said = build(disk, tmp_path, f'head -c 60M /dev/zero > "$TMPDIR/x" {quiet} || exit 2')
+    assert f"kubernetes: building kubelet (4 of 6): the disk of {disk}/cache/build is full (0 MiB free)\n" in said
+    assert "the rest takes about 2 MiB: free as much there and run again, it goes on where it stopped; or set" in said
+    # What the compiler had left in its temporary directory went before the room was looked for.
+    assert status == 0, said
 
 
 def test_the_lock_file(disk: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ while [ "$1" != -o ]; do shift; done
 echo "$3" >> {journal}
 {before}
 mkdir -p "${{2%/*}}"
-printf '\\177ELF %s' "$3" > "$2"
+printf '\\177ELF\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\076\\0 %s' "$3" > "$2"
 """
 
 

@@ -7,24 +7,29 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import yaml
+from release_site import Site, good
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+def command(arguments: dict[str, Any], *options: str) -> list[str]:
+    action = ["-m", "kubewright_artifacts", "-a", json.dumps(arguments)]
+    return [sys.executable, "-m", "ansible", "adhoc", "-i", "localhost,", "-c", "local", "localhost", *action, *options]
+
+
+def environment(cache: str) -> dict[str, str]:
+    return {**os.environ, "KUBEWRIGHT_CACHE": cache, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+
+
 def run(cache: str, arguments: dict[str, Any], *options: str) -> tuple[str, dict[str, Any]]:
     """(what was shown before the result, the result)."""
-    action = ["-m", "kubewright_artifacts", "-a", json.dumps(arguments)]
     shown = subprocess.run(
-        [sys.executable, "-m", "ansible", "adhoc", "-i", "localhost,", "-c", "local", "localhost", *action, *options],
-        cwd=ROOT,
-        env={**os.environ, "KUBEWRIGHT_CACHE": cache, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        capture_output=True,
-        text=True,
-        check=False,
+        command(arguments, *options), cwd=ROOT, env=environment(cache), capture_output=True, text=True, check=False
     ).stdout
     before, _, result = shown.partition("=>")
     return before, yaml.safe_load(result)
@@ -48,6 +53,31 @@ def test_the_fact(tmp_path: Path) -> None:
     before, result = run(str(tmp_path), {**wanted, "names": ["flanneld"]}, "--diff")
     assert (result["changed"], result["missing"], "+flanneld" in before) == (False, [], False)
     assert result["ansible_facts"]["artifacts"]["flanneld"] == fact
+
+
+def test_progress_is_shown_while_it_works(tmp_path: Path) -> None:
+    body = b"\x7fELF kubelet"
+    shown = threading.Event()
+
+    def answer_late(request: Any) -> None:
+        shown.wait(20)
+        good(body)(request)
+
+    with Site() as site:
+        checksum = good(hashlib.sha256(body).hexdigest().encode())
+        site.answers = {"/kubelet": [answer_late], "/kubelet.sha256": [checksum]}
+        wanted = {"names": ["kubelet"], "source": "mirror", "mirror_url": site.url}
+        with subprocess.Popen(
+            command(wanted), cwd=ROOT, env=environment(str(tmp_path)), stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout
+            try:
+                assert process.stdout.readline() == "kubelet 1.20.2 from mirror\n"
+                assert not shown.is_set()
+                assert process.poll() is None
+            finally:
+                shown.set()
+            assert "changed: true" in process.stdout.read()
 
 
 def test_errors_are_messages(tmp_path: Path) -> None:

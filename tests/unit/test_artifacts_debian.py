@@ -14,7 +14,8 @@ import pytest
 import yaml
 from debian_archive import Archive, write_lock
 
-from kubewright.artifacts import Settings, debian, ensure, kubernetes_build, relock
+from kubewright import cache
+from kubewright.artifacts import Settings, debian, ensure, heartbeat, kubernetes_build, lock, relock
 from kubewright.artifacts.lock import KUBERNETES
 from kubewright.artifacts.scratch import Scratch
 from kubewright.errors import UserError
@@ -248,6 +249,87 @@ def test_a_build_that_fails_shows_why_and_goes_on_later(host: Host) -> None:
     assert host.built() == [*EVERYTHING[:4], *EVERYTHING[3:]]
 
 
+@pytest.mark.parametrize("output", ["", "\\177ELF", "not found"])
+def test_what_is_no_program_is_not_taken_for_a_result(host: Host, output: str) -> None:
+    repaired = host.lock_file.with_name("repaired")
+    bad = f'mkdir -p "${{2%/*}}"; printf "{output}" > "$2"; exit 0'
+    fail = f'[ "$3" != ./cmd/kubelet ] || [ -e {repaired} ] || {{ {bad}; }}'
+    host.lock(host.archive.kubernetes(host.journal, before=fail))
+    with pytest.raises(UserError, match=r"out/kubelet: Go succeeded, and this is no program for amd64 \(\d bytes\)"):
+        ensure(["kubectl"], host.settings(), lambda _: None)
+    repaired.touch()
+    assert ensure(["kubectl"], host.settings(), lambda _: None)["kubectl"].size > 0
+    assert host.built() == [*EVERYTHING[:4], *EVERYTHING[3:]]
+
+
+def interrupted(host: Host) -> Path:
+    """The work directory of a build that ended at kubelet."""
+    stop = host.lock_file.with_name("go-on")
+    fail = f'echo kept > "$GOCACHE-$(basename "$3")"; mkdir -p "$GOCACHE"; echo x > "$GOCACHE/x"; [ -e {stop} ] || '
+    host.lock(host.archive.kubernetes(host.journal, before=f'{fail} [ "$3" != ./cmd/kubelet ] || exit 3'))
+    with pytest.raises(UserError, match="failed with status 3"):
+        ensure(["kubectl"], host.settings(), lambda _: None)
+    stop.touch()
+    [work] = (host.cache / "build").glob("work-*")
+    assert (work / "gocache" / "x").exists()
+    return work
+
+
+def test_a_result_that_a_power_loss_emptied_is_built_again(host: Host) -> None:
+    work = interrupted(host)
+    (work / "out" / "kube-scheduler").write_bytes(b"")
+    ensure(["kubectl"], host.settings(), lambda _: None)
+    assert host.built() == [*EVERYTHING[:4], EVERYTHING[2], *EVERYTHING[3:]]
+
+
+def test_nothing_counts_as_done_before_it_is_on_the_disk(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled: list[tuple[int, int]] = []
+
+    def settle(path: Path) -> None:
+        cache.settle(path)
+        build = host.cache / "build"
+        settled.append((len(list(build.glob("work-*/.*.done"))), len(list(build.glob("kubernetes-*")))))
+
+    monkeypatch.setattr(kubernetes_build, "settle", settle)
+    host.lock(host.archive.kubernetes(host.journal))
+    ensure(["kubectl"], host.settings(), lambda _: None)
+    steps = 3 + len(KUBERNETES)
+    assert settled == [*((done, 0) for done in range(steps)), (steps, 0)]
+
+
+@pytest.mark.parametrize("booted", [False, True])
+def test_what_a_compiler_left_before_a_boot_is_not_trusted(
+    host: Host, booted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = interrupted(host)
+    if booted:
+        (work / "boot").write_text("another")
+    (work / "tmp" / "left").touch()
+    seen = []
+    run = kubernetes_build.Builder._command
+
+    def look(builder: kubernetes_build.Builder, number: int, command: str) -> None:
+        seen.append(((work / "gocache").exists(), (work / "tmp" / "left").exists()))
+        run(builder, number, command)
+
+    monkeypatch.setattr(kubernetes_build.Builder, "_command", look)
+    ensure(["kubectl"], host.settings(), lambda _: None)
+    assert seen[0] == (not booted, False)
+    assert host.built() == [*EVERYTHING[:4], *EVERYTHING[3:]]
+
+
+def test_what_takes_long_does_not_fall_silent(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_SILENCE_SECONDS", 0.2)
+    host.lock(host.archive.kubernetes(host.journal, before='[ "$3" != ./cmd/kubelet ] || sleep 1.3'))
+    said: list[str] = []
+    ensure(["kubelet"], host.settings(), said.append)
+    assert said.count("kubernetes: building kubelet (4 of 6), 0 min 00 s") >= 2
+    assert "kubernetes: building kubelet (4 of 6), 0 min 01 s" in said
+    over = len(said)
+    time.sleep(0.3)
+    assert len(said) == over
+
+
 def test_a_damaged_build_is_thrown_away(host: Host) -> None:
     host.lock(host.archive.kubernetes(host.journal))
     ensure(["kubectl"], host.settings(), lambda _: None)
@@ -264,9 +346,10 @@ def test_a_build_needs_room_and_programs(host: Host, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=r"build has \d+ MiB free, building Kubernetes takes \d+ MiB"):
         ensure(["kubelet"], host.settings(), lambda _: None)
     monkeypatch.setenv("PATH", str(host.cache))
-    recipe = yaml.safe_load(host.lock_file.read_text())["kubernetes"]
     apt = debian.Apt(host.cache / "apt", lambda _: None)
-    builder = kubernetes_build.Builder(host.cache / "b", recipe, apt, Scratch(host.cache / "tmp"), lambda _: None)
+    builder = kubernetes_build.Builder(
+        host.cache / "b", lock.load(host.lock_file), apt, Scratch(host.cache / "tmp"), lambda _: None
+    )
     with pytest.raises(UserError, match=r"rsync.*dpkg-dev") as raised:
         builder.build()
     assert "apt-get install make rsync dpkg-dev" in raised.value.hint

@@ -23,7 +23,7 @@ from debian_archive import write_lock
 from release_site import Site, good, part, redirect, status
 
 from kubepki import reconcile, spec
-from kubewright.artifacts import Settings, download, ensure
+from kubewright.artifacts import Settings, download, ensure, heartbeat
 from kubewright.errors import UserError
 
 BODY = b"\x7fELF kubelet" + os.urandom(3 << 20)
@@ -129,6 +129,40 @@ def test_a_mirror_needs_nothing_but_itself(site: Site, tmp_path: Path) -> None:
     site.answers = {"/kubelet": [good(BODY)], "/kubelet.sha256": [good(f"{SHA}  ./kubelet\n".encode())]}
     chosen = settings(tmp_path, site.url, "mirror")
     assert ensure(["kubelet"], chosen, nothing)["kubelet"].sha256 == SHA
+
+
+def test_a_slow_download_shows_how_far_it_is(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_PROGRESS_SECONDS", 0.05)
+
+    def trickle(request: Any) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(BODY)))
+        request.end_headers()
+        # Never a whole block at once.
+        for begin in range(0, len(BODY), len(BODY) // 5):
+            request.wfile.write(BODY[begin : begin + len(BODY) // 5])
+            time.sleep(0.1)
+
+    site.answers = {"/kubelet": [trickle], "/kubelet.sha256": [good(SUM)]}
+    said: list[str] = []
+    ensure(["kubelet"], settings(tmp_path, site.url, "mirror"), said.append)
+    assert said[0] == "kubelet 1.20.2 from mirror"
+    assert "kubelet: 1.2 of 3.0 MiB" in said
+    assert len(said) >= 4
+
+
+def test_a_silent_server_is_waited_for_aloud(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "PATIENCE", download.Patience(silence=5, tries=1))
+
+    def late(request: Any) -> None:
+        time.sleep(0.5)
+        good(BODY)(request)
+
+    site.answers = {"/kubelet": [late], "/kubelet.sha256": [good(SUM)]}
+    said: list[str] = []
+    ensure(["kubelet"], settings(tmp_path, site.url, "mirror"), said.append)
+    assert said.count("kubelet 1.20.2 from mirror, 0 min 00 s") >= 2
 
 
 def test_what_came_from_a_wrong_mirror_is_not_taken_for_the_right_ones(site: Site, tmp_path: Path) -> None:

@@ -166,6 +166,18 @@ def recipe(version: str) -> dict[str, object]:
     }
 
 
+def test_an_empty_file_is_no_artifact(tmp_path: Path) -> None:
+    kept = store.Store(tmp_path)
+    nothing = store.Claim(hashlib.sha256(b"").hexdigest(), "http://mirror.example/kubelet", "run again")
+    for claim, message in (
+        (None, "local/kubelet: it is empty"),
+        (nothing, "http://mirror.example/kubelet: it is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            kept.add("local/kubelet", io.BytesIO(b""), claim)
+    assert (kept.find("local/kubelet"), kept.files()) == (None, [])
+
+
 def test_nothing_goes_that_is_named_or_was_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +249,13 @@ def test_what_came_again_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert [item.what for item in upkeep.collect(tmp_path, [], 1, 10 * DAY, silent)] == ["old"]
     assert path.exists()
     assert kept.find("new") == (SHA, {})
+
+
+def test_what_cannot_be_brought_to_the_disk_is_an_error(tmp_path: Path) -> None:
+    cache.settle(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/x: Not a directory"):
+        cache.settle(tmp_path / "file" / "x")
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

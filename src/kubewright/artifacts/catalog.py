@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from kubewright.artifacts import debian, elf, images, kubernetes_build, kubernetes_version
 from kubewright.artifacts.download import check_address
+from kubewright.artifacts.heartbeat import Heartbeat
 from kubewright.artifacts.local import LocalDirectory
 from kubewright.artifacts.lock import KUBERNETES, Entry, Lock, load
 from kubewright.artifacts.releases import Releases
@@ -61,13 +62,13 @@ class Catalog:
     def __init__(self, settings: Settings, progress: Progress) -> None:
         settings.check()
         self._settings = settings
-        self._progress = progress
+        self._progress = progress = Heartbeat(progress)
         self._lock: Lock = load(settings.lock_file)
         self._store = Store(settings.cache)
         self._directory = LocalDirectory(Path(settings.directory).expanduser())
         self._apt = debian.Apt(settings.cache / "apt", progress)
         self._builder = kubernetes_build.Builder(
-            settings.cache / "build", self._lock.kubernetes, self._apt, self._store.scratch, progress
+            settings.cache / "build", self._lock, self._apt, self._store.scratch, progress
         )
         mirror = settings.mirror_url if settings.source == "mirror" else ""
         self._releases = Releases(self._lock, self._store, settings.cache / "download", mirror, progress)
@@ -144,18 +145,23 @@ class Catalog:
         """All of them; what is missing is fetched or built."""
         found = {name: self.cached(name) for name in names}
         missing = [name for name, artifact in found.items() if artifact is None]
-        self._check_possible([self._entry(name) for name in missing])
-        for name in missing:
-            entry = self._entry(name)
-            if not self._is_built(entry):
-                self._progress(f"{name} {entry.version} from {self._origin(entry)}")
-            self._get(entry)
-            artifact = found[name] = self.cached(name)
-            if artifact is None:
-                raise UserError(f"{name}: its files changed while they were read", "run again when they are complete")
-            self._check_version(artifact)
+        if missing:
+            with self._progress.beating("looking where the artifacts are"):
+                self._check_possible([self._entry(name) for name in missing])
+                found.update((name, self._obtain(name)) for name in missing)
         self._store.use([self.key(name) for name in names])
         return {name: artifact for name, artifact in found.items() if artifact}
+
+    def _obtain(self, name: str) -> Artifact:
+        entry = self._entry(name)
+        if not self._is_built(entry):
+            self._progress(f"{name} {entry.version} from {self._origin(entry)}")
+        self._get(entry)
+        artifact = self.cached(name)
+        if artifact is None:
+            raise UserError(f"{name}: its files changed while they were read", "run again when they are complete")
+        self._check_version(artifact)
+        return artifact
 
     def _is_built(self, entry: Entry) -> bool:
         return entry.name in KUBERNETES and self._settings.source == "debian"

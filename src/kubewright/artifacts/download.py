@@ -18,7 +18,7 @@ from kubewright.cache import disk_errors
 from kubewright.errors import UserError
 
 _BLOCK = 1 << 20
-_PROGRESS_BYTES = 20 << 20
+_PROGRESS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,21 @@ def _refused(url: str, error: urllib.error.HTTPError, part: Path) -> None:
 def _receive(reply: http.client.HTTPResponse, url: str, part: Path, progress: Callable[[str], None]) -> None:
     resumed = reply.status == HTTPStatus.PARTIAL_CONTENT
     expected = int(reply.headers.get("Content-Length") or 0)
-    received = 0
+    received, said = 0, time.monotonic()
     try:
         with disk_errors(part):
             # Without a buffer: what a full disk did not take would be written again, and fail again, at the close.
             stream = part.open("ab" if resumed else "wb", buffering=0)
         with stream:
-            while block := reply.read(_BLOCK):
+            # What has come, be it less than a block: a slow line would look like a dead one.
+            while block := reply.read1(_BLOCK):
                 with disk_errors(part):
                     _write(stream, block)
-                before, received = received, received + len(block)
-                if received // _PROGRESS_BYTES > before // _PROGRESS_BYTES:
-                    whole = f" of {expected >> 20}" if expected else ""
-                    progress(f"{url.rpartition('/')[2]}: {received >> 20}{whole} MiB")
+                received += len(block)
+                if time.monotonic() - said >= _PROGRESS_SECONDS:
+                    said = time.monotonic()
+                    whole = f" of {expected / (1 << 20):.1f}" if expected else ""
+                    progress(f"{url.rpartition('/')[2]}: {received / (1 << 20):.1f}{whole} MiB")
     except UserError:
         # A disk that is full stays full with half a file on it.
         part.unlink(missing_ok=True)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kubewright.artifacts import debian
+from kubewright.artifacts import debian, elf
 from kubewright.artifacts.alone import alone
-from kubewright.artifacts.lock import KUBERNETES
+from kubewright.artifacts.lock import KUBERNETES, Lock
 from kubewright.artifacts.scratch import Scratch
 from kubewright.artifacts.store import Claim, sha256_of
-from kubewright.cache import disk_errors
+from kubewright.cache import disk_errors, settle
 from kubewright.errors import UserError
 
 # Change it when the recipe below changes what comes out.
 _RECIPE = 1
 _WORK, _RESULT = "work-", "kubernetes-"
-_NEEDED_BYTES = 6 << 30
+# From nothing to the end, and what the last steps take.
+_NEEDED_BYTES, _END_BYTES = 6 << 30, 1 << 30
+# A program that fails on a disk with no more room than this failed for the lack of it, whatever it says.
+_FULL_BYTES = 16 << 20
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PROGRAMS = {"make": "make", "rsync": "rsync", "dpkg-source": "dpkg-dev", "bash": "bash", "patch": "patch"}
-_PROGRESS_SECONDS = 20.0
 # With Go 1.18 and newer the vendored 1.0.1 dereferences nil at the first JSON map.
 _REFLECT2 = "github.com/modern-go/reflect2"
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -57,10 +60,12 @@ class Builder:
     """One build below `root`; the steps that are done are not repeated."""
 
     def __init__(
-        self, root: Path, recipe: Mapping[str, Any], apt: debian.Apt, scratch: Scratch, progress: Callable[[str], None]
+        self, root: Path, locked: Lock, apt: debian.Apt, scratch: Scratch, progress: Callable[[str], None]
     ) -> None:
+        recipe = locked.kubernetes
         self._root = root
         self._recipe = recipe
+        self._architecture = locked.architecture
         self._apt = apt
         self._scratch = scratch
         self._progress = progress
@@ -100,6 +105,7 @@ class Builder:
             if done:
                 return done
             self._lock = lock.fileno()
+            self._begin()
             self._check_disk()
             self._toolchain()
             self._source()
@@ -116,16 +122,44 @@ class Builder:
                 f"apt-get install {' '.join(missing)}, or `make setup`",
             )
 
+    def _room(self) -> tuple[int, int]:
+        """(bytes that are free, bytes that the rest of the build takes)."""
+        held = 0
+        for directory, _, names in os.walk(self._work):
+            for name in names:
+                # Children of a compiler that was stopped may still be tidying up.
+                with contextlib.suppress(FileNotFoundError):
+                    held += Path(directory, name).lstat().st_blocks * 512
+        return shutil.disk_usage(self._root).free, max(_NEEDED_BYTES - held, _END_BYTES)
+
     def _check_disk(self) -> None:
-        free = shutil.disk_usage(self._root).free
-        if free < _NEEDED_BYTES:
+        free, needed = self._room()
+        if free < needed:
             raise UserError(
-                f"{self._root} has {free >> 20} MiB free, building Kubernetes takes {_NEEDED_BYTES >> 20} MiB",
+                f"{self._root} has {free >> 20} MiB free, building Kubernetes takes {needed >> 20} MiB",
                 "free some space, or set KUBEWRIGHT_CACHE to a larger disk",
             )
 
+    def _begin(self) -> None:
+        """Make the work directory, or what an earlier process left there, fit to go on from."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(parents=True)
+        boot, now = self._work / "boot", _BOOT.read_text()
+        if boot.exists() and boot.read_text() != now:
+            # Nobody knows what of Go's cache had reached the disk, and Go does not look.
+            shutil.rmtree(self._work / "gocache", ignore_errors=True)
+        boot.write_text(now)
+
+    @property
+    def _temporary(self) -> Path:
+        return self._work / "tmp"
+
     def _step(self, name: str) -> Path:
         return self._work / f".{name}.done"
+
+    def _done(self, name: str) -> None:
+        settle(self._work)
+        self._step(name).touch()
 
     def _toolchain(self) -> None:
         if self._step("toolchain").exists():
@@ -134,7 +168,7 @@ class Builder:
         for entry in self._recipe["debian"]["toolchain"]:
             deb = self._apt.fetch(entry["package"], entry["version"], entry["sha256"])
             debian.unpack(deb, self._work / "toolchain")
-        self._step("toolchain").touch()
+        self._done("toolchain")
 
     @property
     def _tree(self) -> Path:
@@ -152,17 +186,17 @@ class Builder:
         vendored = self._tree / "vendor" / _REFLECT2
         shutil.rmtree(vendored)
         shutil.copytree(self._work / "toolchain/usr/share/gocode/src" / _REFLECT2, vendored)
-        self._step("source").touch()
+        self._done("source")
 
     def _generate(self) -> None:
         if self._step("generated").exists():
             return
         self._run("generated", ["make", "generated_files"], self._tree, "kubernetes: generating code")
-        self._step("generated").touch()
+        self._done("generated")
 
     def _command(self, number: int, command: str) -> None:
         target = self._work / "out" / command
-        if self._step(command).exists() and target.is_file():
+        if self._step(command).exists() and self._is_program(target):
             return
         flags = link_flags(self._version, str(self._recipe["commit"]))
         argv = [
@@ -178,12 +212,26 @@ class Builder:
             f"./cmd/{command}",
         ]
         self._run(command, argv, self._tree, f"kubernetes: building {command} ({number} of {len(KUBERNETES)})")
-        self._step(command).touch()
+        if not self._is_program(target):
+            size = target.stat().st_size if target.exists() else 0
+            raise UserError(
+                f"{target}: Go succeeded, and this is no program for {self._architecture} ({size} bytes)",
+                f"look at the disk (dmesg); if it is well, remove {self._work} and run again",
+            )
+        self._done(command)
+
+    def _is_program(self, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return elf.architecture(stream) == self._architecture
 
     def _environment(self) -> dict[str, str]:
         goroot = next((self._work / "toolchain" / "usr" / "lib").glob("go-*"))
         return {
             "HOME": str(self._work),
+            # Not /tmp, which may be small: the room that was looked for is here.
+            "TMPDIR": str(self._temporary),
             "LC_ALL": "C.UTF-8",
             "PATH": f"{goroot}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "GOROOT": str(goroot),
@@ -197,9 +245,9 @@ class Builder:
 
     def _run(self, name: str, argv: list[str], directory: Path, title: str = "") -> None:
         log = self._work / f"{name}.log"
-        begin = time.monotonic()
         environment = self._environment() if title else None
-        finished = threading.Event()
+        if title:
+            self._progress(title)
         with log.open("w") as stream:
             # It holds the lock too: when this process is killed, nobody builds in its tree before it has ended.
             process = subprocess.Popen(
@@ -211,29 +259,29 @@ class Builder:
                 stderr=subprocess.STDOUT,
                 pass_fds=[self._lock],
             )
-            ticker = threading.Thread(target=self._tick, args=(title, begin, finished), daemon=True)
-            if title:
-                self._progress(title)
-                ticker.start()
             try:
                 status = process.wait()
             except BaseException:
                 process.terminate()
                 process.wait()
                 raise
-            finally:
-                finished.set()
         if status:
-            tail = log.read_text(errors="replace").splitlines()[-12:]
-            raise UserError(
-                f"{title or name} failed with status {status}:\n" + "\n".join(f"    {line}" for line in tail),
-                f"the whole log is {log}; running again goes on where it stopped",
-            )
+            self._failed(title or name, status, log)
 
-    def _tick(self, title: str, begin: float, finished: threading.Event) -> None:
-        while not finished.wait(_PROGRESS_SECONDS):
-            minutes, seconds = divmod(int(time.monotonic() - begin), 60)
-            self._progress(f"{title}, {minutes} min {seconds:02} s")
+    def _failed(self, what: str, status: int, log: Path) -> NoReturn:
+        text = log.read_text(errors="replace")
+        free, needed = self._room()
+        if "no space left on device" in text.lower() or free < _FULL_BYTES:
+            raise UserError(
+                f"{what}: the disk of {self._root} is full ({free >> 20} MiB free)",
+                f"the rest takes about {needed >> 20} MiB: free as much there and run again, it goes on where it "
+                "stopped; or set KUBEWRIGHT_CACHE to a directory on a larger disk, where it begins anew",
+            )
+        tail = "\n".join(f"    {line}" for line in text.splitlines()[-12:])
+        raise UserError(
+            f"{what} failed with status {status}:\n{tail}",
+            f"the whole log is {log}; running again goes on where it stopped",
+        )
 
     def _finish(self) -> dict[str, tuple[Path, Claim]]:
         with disk_errors(self._root), self._scratch.directory() as scratch:
@@ -246,6 +294,7 @@ class Builder:
                 manifest[name] = {"sha256": sha256_of(built), "size": built.stat().st_size}
             (staging / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(self._out, ignore_errors=True)
+            settle(staging)
             staging.rename(self._out)
         # Sources, toolchain and Go's cache take 3 GB and are not needed again for this key.
         shutil.rmtree(self._work, ignore_errors=True)

@@ -115,8 +115,8 @@ class Store:
     ) -> str:
         """Copy a stream into the store and remember it under `key`; returns its SHA-256.
 
-        WrongContentError when it is not what the claim says, UserError when the disk refuses; the store is unchanged
-        then.
+        WrongContentError when it is empty or not what the claim says, UserError when the disk refuses; the store is
+        unchanged then.
         """
         with disk_errors(self.root), self.scratch.directory() as directory:
             temporary = directory / "content"
@@ -130,6 +130,8 @@ class Store:
             seen = digest.hexdigest()
             if claim:
                 claim.check(seen)
+            if not temporary.stat().st_size:
+                raise WrongContentError(f"{claim.what if claim else key}: it is empty", "get it again, from elsewhere")
             path = self.path_of(seen)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.chmod(0o755)

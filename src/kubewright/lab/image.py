@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kubewright.cache import cache_directory
+from kubewright.cache import cache_directory, settle
 from kubewright.errors import UserError
 from kubewright.lab.apt import AptSource, host_source
 from kubewright.lab.host import require_space
@@ -151,6 +151,7 @@ def _build(source: AptSource, images: Path, final: Path, say: Say) -> None:
         _debootstrap(source, work / "rootfs", images / "packages", say)
         _configure(work / "rootfs")
         work.chmod(0o755)
+        settle(work)
         work.rename(final)
         say(f"base image built in {time.monotonic() - begin:.0f} s: {final}")
     except BaseException:
