@@ -372,6 +372,7 @@ def test_the_software_in_a_debian_version(version: str, software: str) -> None:
     assert relock.upstream_version(version) == software
 
 
-def test_sources_of_the_host_with_source_packages() -> None:
-    assert debian.with_sources("Types: deb\nURIs: x\n", deb822=True) == "Types: deb deb-src\nURIs: x\n"
-    assert debian.with_sources("deb x y main\n# deb z\n", deb822=False) == "deb x y main\ndeb-src x y main\n"
+def test_a_line_with_tabs_is_a_source(host: Host) -> None:
+    host.lock(host.archive.kubernetes(host.journal), etcd=etcd(host))
+    (host.archive.sources / "sources.list").write_text(f"deb\t[ trusted=yes ]\tfile:{host.archive.pool}\t./\n")
+    assert ensure(["etcd", "kubelet"], host.settings(), lambda _: None)["etcd"].version == "3.4.23"

@@ -12,8 +12,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
+from kubewright import apt_sources
+from kubewright.apt_sources import Source
 from kubewright.artifacts.alone import alone
 from kubewright.artifacts.store import Claim, sha256_of
 from kubewright.cache import disk_errors
@@ -25,12 +28,11 @@ _FULL_BYTES = 1 << 20
 _REMEDY = "it was thrown away: run again; if it stays so, run python -m kubewright.artifacts lock"
 
 
-def with_sources(text: str, *, deb822: bool) -> str:
-    """The same list of sources with source packages added."""
-    if deb822:
-        return re.sub(r"(?m)^Types:\s*deb\s*$", "Types: deb deb-src", text)
-    lines = [line for line in text.splitlines() if line.startswith("deb ")]
-    return "\n".join([*lines, *(f"deb-src {line[4:]}" for line in lines)]) + "\n"
+def with_sources(found: Sequence[Source]) -> str:
+    """The same sources in deb822, with source packages from each."""
+    both = [replace(source, types=("deb", "deb-src")) for source in found if "deb" in source.types]
+    more = [s for s in found if "deb" not in s.types and replace(s, types=("deb", "deb-src")) not in both]
+    return "\n".join(source.stanza() for source in [*both, *more])
 
 
 class Apt:
@@ -150,11 +152,7 @@ class Apt:
             (self._root / part).mkdir(parents=True, exist_ok=True)
         for old in (self._root / "etc").iterdir():
             old.unlink()
-        candidates = [_HOST_SOURCES / "sources.list", *sorted((_HOST_SOURCES / "sources.list.d").glob("*"))]
-        for path in candidates:
-            if path.suffix in (".list", ".sources") and path.is_file():
-                text = with_sources(path.read_text(), deb822=path.suffix == ".sources")
-                (self._root / "etc" / path.name).write_text(text)
+        (self._root / "etc" / "host.sources").write_text(with_sources(apt_sources.read(_HOST_SOURCES)))
         (self._root / "apt.conf").write_text(
             f'Dir::Etc::SourceList "/dev/null";\n'
             f'Dir::Etc::SourceParts "{self._root}/etc";\n'
