@@ -20,8 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from kubewright.cache import cache_directory
+from debian_packages import unpacked
 
 PREFIX = "/coreos.com/network"
 ETCD_ADDRESS = "192.168.60.254"
@@ -48,7 +47,7 @@ class Tools:
             self.env["PATH"] = os.environ["PATH"]
             self.etcd = str(shutil.which("etcd"))
             return
-        root = unpacked()
+        root = unpacked("root", _PACKAGES)
         libraries = root / "usr/lib/x86_64-linux-gnu"
         if not libraries.is_dir():
             libraries = next((root / "usr/lib").glob("*-linux-gnu"))
@@ -60,29 +59,10 @@ class Tools:
 
     def use_iptables(self, kind: str) -> None:
         """Let `iptables` be its "legacy" or its "nft" kind."""
-        multi = unpacked() / f"usr/sbin/xtables-{kind}-multi"
+        multi = unpacked("root", _PACKAGES) / f"usr/sbin/xtables-{kind}-multi"
         for name in ("iptables", "iptables-save", "iptables-restore"):
             (self.bin / name).unlink(missing_ok=True)
             (self.bin / name).symlink_to(multi)
-
-
-def unpacked(packages: tuple[str, ...] = _PACKAGES, name: str = "root") -> Path:
-    """The directory `name` of the cache, where these Debian packages are unpacked: nothing of them is installed."""
-    cache = cache_directory() / "test-tools"
-    root = cache / name
-    if not root.is_dir():
-        scratch = cache / f"new-{name}-{os.getpid()}"
-        scratch.mkdir(parents=True)
-        try:
-            subprocess.run(
-                ["apt-get", "-q", "download", *packages], cwd=scratch, check=True, capture_output=True, timeout=120
-            )
-            for package in scratch.glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", str(package), str(scratch / "root")], check=True, timeout=60)
-            (scratch / "root").rename(root)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return root
 
 
 def run(*command: str, env: dict[str, str] | None = None, check: bool = True, timeout: float = 30) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flannel_lab import unpacked, until
+from debian_packages import unpacked
+from flannel_lab import until
 
 from kubewright.files import write_file
 from kubewright.trust.contact import Contact, Plan, meet, record
@@ -33,7 +34,7 @@ def sshd_program() -> tuple[str, dict[str, str]]:
     installed = shutil.which("sshd", path="/usr/sbin:/sbin")
     if installed:
         return installed, dict(os.environ)
-    root = unpacked(("openssh-server", "libwrap0"), "sshd")
+    root = unpacked("sshd", ("openssh-server", "libwrap0"))
     libraries = next((root / "usr/lib").glob("*-linux-gnu"))
     return str(root / "usr/sbin/sshd"), {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -48,3 +50,20 @@ def test_machine_code_stays_within_the_standard_library() -> None:
     for path in (ROOT / "src/kubewright/machine").glob("*.py"):
         for line in re.findall(r"^(?:from|import) (\S+)", path.read_text(), re.MULTILINE):
             assert not line.startswith(("kubewright", "cryptography", "yaml", "ansible", "pyroute2")), f"{path}: {line}"
+
+
+def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "test"))
+    seen = []
+
+    def run(*_: object) -> bool:
+        seen.append(os.environ["KUBEWRIGHT_CACHE"])
+        return True
+
+    monkeypatch.setenv("KUBEWRIGHT_CACHE", "build/cache")
+    monkeypatch.chdir(ROOT)
+    main = script["main"]
+    monkeypatch.setitem(main.__globals__, "run", run)
+    monkeypatch.setitem(main.__globals__, "SUITES", [])
+    assert main() == 0
+    assert set(seen) == {str(ROOT / "build" / "cache")}
