@@ -372,6 +372,13 @@ def test_the_software_in_a_debian_version(version: str, software: str) -> None:
     assert relock.upstream_version(version) == software
 
 
+def test_questions_to_apt_cost_little(host: Host) -> None:
+    host.lock(host.archive.kubernetes(host.journal), etcd=etcd(host))
+    ensure(["etcd"], host.settings(), lambda _: None)
+    # Not so by itself on hosts that are images of containers.
+    assert (host.cache / "apt" / "cache" / "pkgcache.bin").stat().st_size
+
+
 def test_a_line_with_tabs_is_a_source(host: Host) -> None:
     host.lock(host.archive.kubernetes(host.journal), etcd=etcd(host))
     (host.archive.sources / "sources.list").write_text(f"deb\t[ trusted=yes ]\tfile:{host.archive.pool}\t./\n")

@@ -24,6 +24,9 @@ from kubewright.errors import UserError
 
 _HOST_SOURCES = Path("/etc/apt")
 _RETRIES = 3
+# Images of containers switch this off, and then every question costs a second. The host's settings come after those
+# of $APT_CONFIG, so it has to be said on the command line.
+_INDEXED = "-oDir::Cache::pkgcache=pkgcache.bin"
 _FULL_BYTES = 1 << 20
 _REMEDY = "it was thrown away: run again; if it stays so, run python -m kubewright.artifacts lock"
 
@@ -181,7 +184,12 @@ class Apt:
                 "use artifacts_source: upstream, mirror or local; for images put a static busybox into artifacts_dir",
             )
         reply = subprocess.run(
-            argv, cwd=self._downloads, env=self._environment(), capture_output=True, text=True, check=False
+            [argv[0], _INDEXED, *argv[1:]],
+            cwd=self._downloads,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if reply.returncode:
             last = _complaints(reply.stderr) or [reply.stderr.strip()]
