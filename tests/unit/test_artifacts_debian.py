@@ -304,17 +304,21 @@ def test_what_a_compiler_left_before_a_boot_is_not_trusted(
     work = interrupted(host)
     if booted:
         (work / "boot").write_text("another")
+        (work / ".generated.done").unlink()
+        (work / "gopath/src/k8s.io/kubernetes/half").touch()
     (work / "tmp" / "left").touch()
     seen = []
     run = kubernetes_build.Builder._command
 
     def look(builder: kubernetes_build.Builder, number: int, command: str) -> None:
-        seen.append(((work / "gocache").exists(), (work / "tmp" / "left").exists()))
+        tree = work / "gopath/src/k8s.io/kubernetes"
+        assert (tree / "generated").exists()
+        seen.append([path.exists() for path in (work / "gocache", work / "tmp" / "left", tree / "half")])
         run(builder, number, command)
 
     monkeypatch.setattr(kubernetes_build.Builder, "_command", look)
     ensure(["kubectl"], host.settings(), lambda _: None)
-    assert seen[0] == (not booted, False)
+    assert seen[0] == [not booted, False, False]
     assert host.built() == [*EVERYTHING[:4], *EVERYTHING[3:]]
 
 

@@ -145,9 +145,11 @@ class Builder:
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(parents=True)
         boot, now = self._work / "boot", _BOOT.read_text()
-        if boot.exists() and boot.read_text() != now:
-            # Nobody knows what of Go's cache had reached the disk, and Go does not look.
+        if not boot.exists() or boot.read_text() != now:
+            # Nobody knows what had reached the disk since the last mark; neither Go nor make looks into files.
             shutil.rmtree(self._work / "gocache", ignore_errors=True)
+            if not self._step("generated").exists():
+                self._step("source").unlink(missing_ok=True)
         boot.write_text(now)
 
     @property
