@@ -324,7 +324,7 @@ def test_what_a_compiler_left_before_a_boot_is_not_trusted(
 
 def test_what_takes_long_does_not_fall_silent(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_SILENCE_SECONDS", 0.2)
-    host.lock(host.archive.kubernetes(host.journal, before='[ "$3" != ./cmd/kubelet ] || sleep 1.3'))
+    host.lock(host.archive.kubernetes(host.journal, before='[ "$3" != ./cmd/kubelet ] || sleep 1.8'))
     said: list[str] = []
     ensure(["kubelet"], host.settings(), said.append)
     assert said.count("kubernetes: building kubelet (4 of 6), 0 min 00 s") >= 2

@@ -132,23 +132,30 @@ def test_a_mirror_needs_nothing_but_itself(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_slow_download_shows_how_far_it_is(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(download, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(download, "PATIENCE", download.Patience(silence=20, tries=1))
+    said: list[str] = []
+    shown = threading.Event()
 
-    def trickle(request: Any) -> None:
+    def say(line: str) -> None:
+        said.append(line)
+        if " MiB" in line:
+            shown.set()
+
+    def answer(request: Any) -> None:
         request.send_response(200)
         request.send_header("Content-Length", str(len(BODY)))
         request.end_headers()
-        # Never a whole block at once.
-        for begin in range(0, len(BODY), len(BODY) // 5):
-            request.wfile.write(BODY[begin : begin + len(BODY) // 5])
-            time.sleep(0.1)
+        request.wfile.write(BODY[: 200 << 10])
+        # Before what has come is shown, no more comes.
+        if shown.wait(10):
+            request.wfile.write(BODY[200 << 10 :])
 
-    site.answers = {"/kubelet": [trickle], "/kubelet.sha256": [good(SUM)]}
-    said: list[str] = []
-    ensure(["kubelet"], settings(tmp_path, site.url, "mirror"), said.append)
+    site.answers = {"/kubelet": [answer], "/kubelet.sha256": [good(SUM)]}
+    ensure(["kubelet"], settings(tmp_path, site.url, "mirror"), say)
     assert said[0] == "kubelet 1.20.2 from mirror"
-    assert "kubelet: 1.2 of 3.0 MiB" in said
-    assert len(said) >= 4
+    assert said[-1] == "kubelet: 3.0 of 3.0 MiB"
+    assert {"kubelet: 0.1 of 3.0 MiB", "kubelet: 0.2 of 3.0 MiB"} & set(said)
 
 
 def test_a_silent_server_is_waited_for_aloud(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +163,7 @@ def test_a_silent_server_is_waited_for_aloud(site: Site, tmp_path: Path, monkeyp
     monkeypatch.setattr(download, "PATIENCE", download.Patience(silence=5, tries=1))
 
     def late(request: Any) -> None:
-        time.sleep(0.5)
+        time.sleep(1)
         good(BODY)(request)
 
     site.answers = {"/kubelet": [late], "/kubelet.sha256": [good(SUM)]}
