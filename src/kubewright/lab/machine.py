@@ -101,6 +101,8 @@ def boot_script(spec: LabSpec, machine: Machine, host: Host, rootfs: Path, nodes
     lines += [
         f"    wire=--network-bridge={BRIDGE}",
         f"    if [ -e {quote(str(machine.cut_mark))} ]; then wire=--network-veth; fi",
+        # The kernel takes its time with the wire of a machine that lost its power; nspawn would stop at it.
+        f"    for end in vb ve; do ip link delete $end-{quote(machine.name)} 2>/dev/null; done",
         f"    {shlex.join(nspawn)} $wire -- {INIT}",
         "    code=$?",
         '    [ "$code" = 133 ] || exit "$code"',
