@@ -395,10 +395,10 @@ def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
 
 
 def start(chosen: Settings, *names: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+    """The command line in a process of its own, which can be interrupted even where this one ignores SIGINT (nohup)."""
     argv = ["fetch", "--source", "mirror", "--mirror-url", chosen.mirror_url, "--lock-file", str(chosen.lock_file)]
     return subprocess.Popen(
-        [sys.executable, "-m", "kubewright.artifacts", *argv, *names],
+        ["env", "--default-signal=INT", sys.executable, "-m", "kubewright.artifacts", *argv, *names],
         env={**os.environ, "KUBEWRIGHT_CACHE": str(chosen.cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

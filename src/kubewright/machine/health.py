@@ -4,6 +4,7 @@ A check is a mapping with `kind`:
   http     `url`, optional `ca`, `cert`, `key` (paths), `expect` (text that the body must contain), `status` (200);
            `verify: false` for a service on the loopback that signs its own certificate at every start
   socket   HTTP over a unix socket: `socket` (path), `url` path, `expect`
+  command  `argv`, optional `expect` (text that the output must contain)
   exists   `path`
 No check at all means that the unit is active, which is enough only for Type=notify units: READY is their own word.
 """
@@ -15,6 +16,7 @@ import http.client
 import os
 import socket
 import ssl
+import subprocess
 import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,6 +81,13 @@ def _http(check: dict[str, Any]) -> str:
     return _expect(check, body)
 
 
+def _command(check: dict[str, Any]) -> str:
+    reply = subprocess.run(check["argv"], capture_output=True, text=True, check=False, timeout=_TRY_SECONDS)
+    if reply.returncode:
+        return f"{check['argv'][0]} ended with {reply.returncode}: {_brief(reply.stderr or reply.stdout)}"
+    return _expect(check, reply.stdout)
+
+
 def _expect(check: dict[str, Any], text: str) -> str:
     expected = check.get("expect")
     if expected and expected not in text:
@@ -96,9 +105,13 @@ def probe(check: dict[str, Any]) -> str:
     try:
         if check["kind"] in ("http", "socket"):
             return _http(check)
+        if check["kind"] == "command":
+            return _command(check)
         if check["kind"] == "exists":
             return "" if os.path.exists(check["path"]) else f"{check['path']} does not exist"
         raise ValueError(check["kind"])
+    except subprocess.TimeoutExpired:
+        return f"{check['argv'][0]} did not end within {_TRY_SECONDS:.0f} s"
     except (OSError, http.client.HTTPException) as error:
         where = check.get("socket") or check.get("url") or ""
         return f"{where}: {error}"

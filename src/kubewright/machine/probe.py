@@ -6,10 +6,13 @@ import http.client
 import json
 import re
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import files
+
+_FETCH_SECONDS = 10.0
 
 
 def _output(*argv: str) -> str:
@@ -24,16 +27,22 @@ def ping(address: str) -> dict[str, Any]:
 
 
 def fetch(address: str, port: int) -> dict[str, Any]:
-    """One HTTP request to a Service."""
+    """HTTP requests to a Service until one is answered, for ten seconds: kube-proxy writes its rules in batches."""
+    deadline = time.monotonic() + _FETCH_SECONDS
+    while not (ok := _answers(address, port)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return {"address": address, "kind": "http", "ok": ok, "milliseconds": None}
+
+
+def _answers(address: str, port: int) -> bool:
     connection = http.client.HTTPConnection(address, port, timeout=3)
     try:
         connection.request("GET", "/")
-        ok = connection.getresponse().status == 200
+        return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
-        ok = False
+        return False
     finally:
         connection.close()
-    return {"address": address, "kind": "http", "ok": ok, "milliseconds": None}
 
 
 def _json(*argv: str) -> list[dict[str, Any]]:
