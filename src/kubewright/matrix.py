@@ -101,7 +101,9 @@ def probe_script(addresses: Sequence[str], service: str) -> str:
         # Not wget: with a time limit, that of Debian's static busybox crashes.
         ask = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {service} 80 2>/dev/null"
         # Several times: kube-proxy writes its rules in batches.
-        tries = f"bad=1; for n in 1 2 3 4 5; do if {ask} | grep -q {_MARK}; then bad=0; break; fi; sleep 1; done"
+        tries = (
+            f"bad=1; for n in 1 2 3 4 5 6 7 8 9; do if {ask} | grep -q {_MARK}; then bad=0; break; fi; sleep 1; done"
+        )
         lines.append(f"{tries}; echo http {service} $bad")
     return "; ".join(lines)
 

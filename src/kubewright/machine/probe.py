@@ -12,7 +12,8 @@ from typing import Any
 
 from . import files
 
-_FETCH_SECONDS = 10.0
+# After a reboot kube-proxy may wait so long before it asks the API server again.
+_FETCH_SECONDS = 30.0
 
 
 def _output(*argv: str) -> str:
@@ -27,7 +28,7 @@ def ping(address: str) -> dict[str, Any]:
 
 
 def fetch(address: str, port: int) -> dict[str, Any]:
-    """HTTP requests to a Service until one is answered, for ten seconds: kube-proxy writes its rules in batches."""
+    """HTTP requests to a Service until one is answered: kube-proxy writes its rules in batches."""
     deadline = time.monotonic() + _FETCH_SECONDS
     while not (ok := _answers(address, port)) and time.monotonic() < deadline:
         time.sleep(0.5)
