@@ -93,11 +93,11 @@ class ActionModule(ActionBase):
             [preflight.Room(**room) for room in self._task.args["rooms"]],
         )
         problems += preflight.machines_problems(facts, unreachable, limits, cluster)
-        problems += self._custody_problems(facts)
+        run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
+        problems += self._custody_problems(facts, run)
         if cluster:
             problems += _certificate_problems(cluster)
             problems += preflight.cluster_problems(cluster, facts)
-            run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
@@ -108,15 +108,15 @@ class ActionModule(ActionBase):
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         return {"changed": False, "ansible_facts": {"cluster": known}}
 
-    def _custody_problems(self, facts: dict[str, Any]) -> list[str]:
+    def _custody_problems(self, facts: dict[str, Any], run: set[str]) -> list[str]:
         inventory = Path(str(self._vars["inventory_dir"]))
         pki = Path(str(self._templar.template(self._vars.get("pki_directory")) or inventory / "pki"))
         # A CA without its key is of no use here; what that means is for the stage pki to say.
         there = [path for name in custody.CAS if (path := pki / name).is_file()]
         cas = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
         secrets = inventory / "secrets"
-        held = [name for name in custody.SECRETS if (secrets / name).is_file()]
-        return custody.problems(facts, cas, str(pki), held, str(secrets))
+        held = [name for name in (custody.ENCRYPTION_KEY, *custody.TOKEN) if (secrets / name).is_file()]
+        return custody.problems(facts, cas, str(pki), held, str(secrets), run)
 
     def _host_variables(self, variables: Any) -> dict[str, Any]:
         wanted = ("ansible_host", "machine_address", "kube_node_labels")

@@ -14,16 +14,24 @@ CAS: Mapping[str, str] = {
     "kubernetes-ca.pem": "/opt/kubernetes/ssl/ca.pem",
     "etcd-ca.pem": "/opt/etcd/ssl/ca.pem",
 }
-SECRETS = ("encryption_key", "bootstrap_token_id", "bootstrap_token_secret")
+ENCRYPTION_KEY = "encryption_key"
+# A new one does as well, as soon as the API server has heard of it, which is the stage master.
+TOKEN = ("bootstrap_token_id", "bootstrap_token_secret")
 
 
 def problems(
-    facts: Mapping[str, Mapping[str, Any]], cas: Mapping[str, str], pki: str, secrets: Collection[str], directory: str
+    facts: Mapping[str, Mapping[str, Any]],
+    cas: Mapping[str, str],
+    pki: str,
+    secrets: Collection[str],
+    directory: str,
+    run: Collection[str],
 ) -> list[str]:
     """What the machines have been given and this controller does not have.
 
     `facts`: machine -> {cas: path -> SHA-256, components}. `cas`: CA -> SHA-256 of the controller's file, of those that
-    are there, in the directory `pki`. `secrets`: names of the files in `directory`.
+    are there, in the directory `pki`. `secrets`: names of the files in `directory`. `run`: the stages of
+    this run.
     """
     found = []
     for name, path in CAS.items():
@@ -35,11 +43,12 @@ def problems(
                 "copy pki/ and secrets/ from the controller that made the cluster, or from a backup. With new ones "
                 "every machine would be cut off"
             )
-    lacking = [name for name in SECRETS if name not in secrets]
     masters = [machine for machine, known in facts.items() if "kube-apiserver" in known["components"]]
-    if lacking and masters:
+    if masters and ENCRYPTION_KEY not in secrets:
         found.append(
-            f"{', '.join(masters)}: run an API server, and {directory} lacks {', '.join(lacking)}; copy secrets/ from "
-            "the controller that made the cluster, or from a backup. With a new encryption key every Secret is lost"
+            f"{', '.join(masters)}: run an API server, and {directory} lacks {ENCRYPTION_KEY}; copy secrets/ from the "
+            "controller that made the cluster, or from a backup. With a new key every Secret is lost"
         )
+    if "bootstrap" in run and "master" not in run and not set(TOKEN) <= set(secrets):
+        found.append(f"--tags bootstrap: {directory} has no bootstrap token; run --tags master first")
     return found
