@@ -1,44 +1,60 @@
-"""Keys and certificates in memory: made, and read back."""
+"""Certificates in memory: what a CA signs, and whether it may.
+
+Rules are RFC 5280's; the order of extensions and the choice of hashes are cfssl's.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
-from kubepki.spec import Authority, Certificate, Key
+from kubepki import keys, usages
+from kubepki.errors import CertificateError
+from kubepki.keys import PrivateKey, PublicKey
+from kubepki.names import Name
+from kubepki.spec import Authority, Certificate
 
-PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-_CURVES: dict[int, ec.EllipticCurve] = {256: ec.SECP256R1(), 384: ec.SECP384R1(), 521: ec.SECP521R1()}
-_USAGES = {
-    "server": [ExtendedKeyUsageOID.SERVER_AUTH],
-    "client": [ExtendedKeyUsageOID.CLIENT_AUTH],
-    "peer": [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],
-}
 # Clocks of machines differ a little: a certificate is valid from shortly before it was made.
 BACKDATE = timedelta(minutes=5)
+# GeneralizedTime, and "no well-defined end" of RFC 5280, 4.1.2.5.
+_END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 
 
-def generate(key: Key) -> PrivateKey:
-    """A new private key."""
-    if key.algo == "rsa":
-        return rsa.generate_private_key(public_exponent=65537, key_size=key.size)
-    return ec.generate_private_key(_CURVES[key.size])
+@dataclass(frozen=True)
+class Template:
+    """What a certificate is to say, but for its key and its issuer. Times are aware, and UTC."""
+
+    subject: x509.Name
+    key_usages: frozenset[str]
+    extended_usages: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    names: tuple[Name, ...] = ()
+    is_ca: bool = False
+    path_length: int | None = None
+    ocsp_url: str = ""
+    crl_url: str = ""
+    issuer_urls: tuple[str, ...] = ()
+    extensions: tuple[x509.Extension[x509.ExtensionType], ...] = ()
 
 
-def key_pem(key: PrivateKey) -> bytes:
-    """PKCS#8, unencrypted: etcd and Kubernetes read nothing else."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+@dataclass(frozen=True)
+class Issuer:
+    """A CA: its certificate and the key of it."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
 
 
-def public_pem(key: PrivateKey) -> bytes:
-    """SubjectPublicKeyInfo."""
-    return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+def subject(cn: str, organisations: Iterable[str]) -> x509.Name:
+    """O before CN, as everybody writes them."""
+    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, o) for o in organisations]
+    return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, cn)])
 
 
 def matches(key: PrivateKey, certificate: x509.Certificate) -> bool:
@@ -46,53 +62,55 @@ def matches(key: PrivateKey, certificate: x509.Certificate) -> bool:
     return key.public_key() == certificate.public_key()
 
 
-def subject(cn: str, organisations: tuple[str, ...]) -> x509.Name:
-    """O before CN, as everybody writes them."""
-    attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, o) for o in organisations]
-    return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, cn)])
+def end_of(begin: datetime, life: timedelta) -> datetime:
+    """When a life ends that begins now; never past what a certificate can say."""
+    return min(begin + life, _END_OF_TIME) if life <= _END_OF_TIME - begin else _END_OF_TIME
 
 
-def _key_usage(*, signature: bool, encipherment: bool, authority: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=signature,
-        content_commitment=False,
-        key_encipherment=encipherment,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=authority,
-        crl_sign=authority,
-        encipher_only=False,
-        decipher_only=False,
+def key_usage(attributes: Iterable[str]) -> x509.KeyUsage:
+    """The extension with these bits set, by the names of its attributes."""
+    bits = dict.fromkeys(usages.KEY.values(), False)
+    return x509.KeyUsage(**bits | dict.fromkeys(attributes, True))
+
+
+def general_name(name: Name) -> x509.GeneralName:
+    """A subject alternative name as an object of the extension."""
+    if name.kind == "ip":
+        return x509.IPAddress(name.address)
+    if name.kind == "email":
+        return x509.RFC822Name(name.value)
+    return x509.UniformResourceIdentifier(name.value) if name.kind == "uri" else x509.DNSName(name.value)
+
+
+def for_certificate(wanted: Certificate, key: PrivateKey, ca: x509.Certificate, now: datetime) -> Template:
+    """The template of a certificate in a specification, that never outlives its CA."""
+    bits = usages.key(wanted.profile.usages)
+    if wanted.profile.adapted and isinstance(key, rsa.RSAPrivateKey):
+        bits.add("key_encipherment")
+    return Template(
+        subject=subject(wanted.cn, wanted.o),
+        key_usages=frozenset(bits),
+        extended_usages=tuple(usages.extended(wanted.profile.usages)),
+        not_before=max(now - BACKDATE, ca.not_valid_before_utc),
+        not_after=min(end_of(now, wanted.expiry), ca.not_valid_after_utc),
+        names=wanted.hosts,
     )
 
 
-def leaf_key_usage(key: PrivateKey) -> x509.KeyUsage:
-    """RSA keys may also encipher (TLS 1.2 key exchange); EC keys only sign."""
-    return _key_usage(signature=True, encipherment=isinstance(key, rsa.RSAPrivateKey), authority=False)
-
-
-def authority(wanted: Authority, key: PrivateKey, now: datetime) -> x509.Certificate:
-    """A self-signed CA certificate (RFC 5280 section 4.2)."""
-    name = subject(wanted.cn, ())
-    public = key.public_key()
-    identifier = x509.SubjectKeyIdentifier.from_public_key(public)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + wanted.expiry)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(_key_usage(signature=True, encipherment=False, authority=True), critical=True)
-        .add_extension(identifier, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
-        .sign(key, hashes.SHA256())
+def for_authority(wanted: Authority, now: datetime) -> Template:
+    """The template of a CA in a specification."""
+    return Template(
+        subject=subject(wanted.cn, wanted.o),
+        key_usages=frozenset({"digital_signature", "key_cert_sign", "crl_sign"}),
+        extended_usages=(),
+        not_before=now - BACKDATE,
+        not_after=end_of(now, wanted.expiry),
+        is_ca=True,
     )
 
 
-def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """What certificates say of their CA's key: its own identifier, or the one that the key gives."""
     try:
         identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     except x509.ExtensionNotFound:
@@ -100,53 +118,104 @@ def _authority_key_identifier(ca: x509.Certificate) -> x509.AuthorityKeyIdentifi
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
-def unfit_authority(certificate: x509.Certificate, now: datetime) -> str:
-    """Why a certificate cannot issue others (RFC 5280, 4.2.1.9 and 4.2.1.3); empty when it can."""
+def _access(template: Template) -> list[x509.AccessDescription]:
+    found = [(AuthorityInformationAccessOID.OCSP, template.ocsp_url)] if template.ocsp_url else []
+    found += [(AuthorityInformationAccessOID.CA_ISSUERS, url) for url in template.issuer_urls]
+    return [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for method, url in found]
+
+
+def sign(
+    template: Template, public: PublicKey, key: PrivateKey, ca: x509.Certificate | None = None
+) -> x509.Certificate:
+    """A certificate for `public`, signed with the CA's `key`; without a CA it is its own issuer."""
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(template.subject)
+        # The issuer's name is handed on as it is: Go compares the encoded bytes, not the values.
+        .issuer_name(ca.subject if ca else template.subject)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(template.not_before)
+        .not_valid_after(template.not_after)
+    )
+    if template.key_usages:
+        builder = builder.add_extension(key_usage(template.key_usages), critical=True)
+    if template.extended_usages:
+        oids = [x509.ObjectIdentifier(usage) for usage in template.extended_usages]
+        builder = builder.add_extension(x509.ExtendedKeyUsage(oids), critical=False)
+    builder = builder.add_extension(
+        x509.BasicConstraints(template.is_ca, template.path_length), critical=True
+    ).add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    if ca:
+        builder = builder.add_extension(key_identifier(ca), critical=False)
+    if access := _access(template):
+        builder = builder.add_extension(x509.AuthorityInformationAccess(access), critical=False)
+    if template.names:
+        # RFC 5280, 4.2.1.6: critical when the subject says nothing.
+        names = x509.SubjectAlternativeName([general_name(name) for name in template.names])
+        builder = builder.add_extension(names, critical=not template.subject.rdns)
+    if template.crl_url:
+        point = x509.DistributionPoint([x509.UniformResourceIdentifier(template.crl_url)], None, None, None)
+        builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
+    for extension in template.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(key, keys.digest(key))
+
+
+def unfit(certificate: x509.Certificate, now: datetime, *, for_a_ca: bool = False) -> str:
+    """Why a certificate cannot issue others, or CAs with `for_a_ca`; empty when it can (RFC 5280, 4.2.1.9, 4.2.1.3)."""
+    return _no_authority(certificate, for_a_ca=for_a_ca) or _not_now(certificate, now)
+
+
+def _no_authority(certificate: x509.Certificate, *, for_a_ca: bool) -> str:
     try:
-        if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return "is no CA: its basic constraints say so"
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         return "is no CA: it has no basic constraints"
+    if not constraints.ca:
+        return "is no CA: its basic constraints say so"
     try:
         if not certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign:
             return "is a CA whose key usage lacks the signing of certificates"
     except x509.ExtensionNotFound:
         pass  # no restriction
-    if now >= certificate.not_valid_after_utc:
-        return f"expired on {certificate.not_valid_after_utc:%Y-%m-%d}"
+    if for_a_ca and constraints.path_length == 0:
+        return "is a CA that may not issue CAs: its path length is 0"
     return ""
 
 
-def alternative_names(wanted: Certificate) -> list[x509.GeneralName]:
-    """DNS names and addresses in the order of the specification."""
-    return [x509.DNSName(h) if isinstance(h, str) else x509.IPAddress(h) for h in wanted.hosts]
+def _not_now(certificate: x509.Certificate, now: datetime) -> str:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now >= end:
+        return f"expired on {end:%Y-%m-%d}"
+    if now < begin:
+        return f"is valid from {begin:%Y-%m-%d %H:%M} UTC, and the clock here says {now:%Y-%m-%d %H:%M}"
+    return ""
 
 
-def usages(wanted: Certificate) -> list[x509.ObjectIdentifier]:
-    """Extended key usages."""
-    return _USAGES[wanted.usage]
+def load(content: bytes, where: str) -> x509.Certificate:
+    """The one certificate in a PEM text. CertificateError; `where` is what its messages call the text."""
+    found = load_all(content, where)
+    if len(found) > 1:
+        raise CertificateError(f"{where} holds {len(found)} certificates", "give the one that is meant", 1003)
+    return found[0]
 
 
-def leaf(
-    wanted: Certificate, key: PrivateKey, ca: x509.Certificate, ca_key: PrivateKey, now: datetime
-) -> x509.Certificate:
-    """A certificate that never outlives its CA."""
-    # The issuer's name is handed on as it is: Go compares the encoded bytes, not the values.
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject(wanted.cn, wanted.o))
-        .issuer_name(ca.subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(max(now - BACKDATE, ca.not_valid_before_utc))
-        .not_valid_after(min(now + wanted.expiry, ca.not_valid_after_utc))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(leaf_key_usage(key), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages(wanted)), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(_authority_key_identifier(ca), critical=False)
-    )
-    names = alternative_names(wanted)
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    return builder.sign(ca_key, hashes.SHA256())
+def load_all(content: bytes, where: str) -> list[x509.Certificate]:
+    """All certificates in a PEM text, at least one."""
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        what = "is empty" if not content.strip() else "holds no certificate in PEM"
+        raise CertificateError(f"{where} {what}", "a certificate begins with -----BEGIN CERTIFICATE-----", 1002)
+    try:
+        found = x509.load_pem_x509_certificates(content)
+        for certificate in found:
+            _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
+    except (ValueError, TypeError) as error:
+        raise CertificateError(
+            f"{where} is damaged: {_first(error)}", "it was cut or changed: restore it", 1003
+        ) from error
+    return found
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from kubepki import issue, store
+from kubepki import issue, keys, store, usages
 from kubepki.errors import StoreError
-from kubepki.issue import PrivateKey
+from kubepki.keys import PrivateKey
 from kubepki.spec import Authority, Certificate, Key, Spec
 
 
@@ -59,10 +58,6 @@ class Plan:
         return tuple(found)
 
 
-def _kind(key: PrivateKey) -> Key:
-    return Key("rsa", key.key_size) if isinstance(key, rsa.RSAPrivateKey) else Key("ecdsa", key.key_size)
-
-
 def _expiring(certificate: x509.Certificate, now: datetime) -> str:
     """A reason when less than a third of the life is left."""
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -99,14 +94,14 @@ def _authority(
         )
     if not issue.matches(key, certificate):
         raise StoreError(f"{key_path} is not the key of {path}", "restore both files from a backup")
-    unfit = issue.unfit_authority(certificate, now)
+    unfit = issue.unfit(certificate, now)
     if unfit:
         raise StoreError(
             f"{path} ({certificate.subject.rfc4514_string()}) {unfit}",
             f"put a CA certificate and its key there, or move both files away to have a new CA made for {wanted.name}",
         )
     warning = ""
-    if issue.subject(wanted.cn, ()) != certificate.subject:
+    if issue.subject(wanted.cn, wanted.o) != certificate.subject:
         warning = (
             f"{path}: its subject is {certificate.subject.rfc4514_string()}, the specification says CN={wanted.cn}"
         )
@@ -131,9 +126,11 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in names]
 
 
-def _usages(certificate: x509.Certificate) -> list[x509.ObjectIdentifier]:
+def _usages(certificate: x509.Certificate) -> list[str]:
     try:
-        return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        return [
+            usage.dotted_string for usage in certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        ]
     except x509.ExtensionNotFound:
         return []
 
@@ -164,10 +161,10 @@ def _reasons(
     if certificate.subject != issue.subject(wanted.cn, wanted.o):
         reasons.append(f"subject was {certificate.subject.rfc4514_string()}")
     reasons += _difference("SAN", _names(certificate), [str(h) for h in wanted.hosts])
-    if _usages(certificate) != issue.usages(wanted):
-        reasons.append(f"usage is not {wanted.usage}")
-    if _kind(key) != wanted.key:
-        reasons.append(f"key is {_kind(key).algo} {_kind(key).size}, wanted {wanted.key.algo} {wanted.key.size}")
+    if _usages(certificate) != usages.extended(wanted.profile.usages):
+        reasons.append(f"usages are not those of the profile {wanted.profile.name}")
+    if keys.kind(key) != wanted.key:
+        reasons.append(f"key is {keys.kind(key)}, wanted {wanted.key}")
     expiring = _expiring(certificate, now)
     return reasons + ([expiring] if expiring else []), certificate
 
@@ -202,14 +199,14 @@ def _keypair(name: str, directory: Path) -> Item:
     if key is None:
         return Item(name, "issue", ("missing",))
     public = directory / f"{name}.pub"
-    if not public.exists() or public.read_bytes() != issue.public_pem(key):
+    if not public.exists() or public.read_bytes() != keys.public_pem(key):
         return Item(name, "issue", ("public key missing or of another key",))
     return Item(name, "keep")
 
 
 def _write_pair(directory: Path, stem: str, key: PrivateKey, certificate: x509.Certificate) -> None:
     # Key first: a crash in between leaves a pair that does not match, which the next plan sees and cures.
-    store.write(directory / f"{stem}-key.pem", issue.key_pem(key), 0o600)
+    store.write(directory / f"{stem}-key.pem", keys.pem(key), 0o600)
     store.write(directory / f"{stem}.pem", certificate.public_bytes(Encoding.PEM), 0o644)
 
 
@@ -231,13 +228,14 @@ def apply(spec: Spec, directory: Path, now: datetime) -> Plan:
                 continue
             if item.name in stems:
                 wanted = stems[item.name]
-                key = issue.generate(wanted.key)
-                made = issue.authority(wanted, key, now)
+                key = keys.generate(wanted.key)
+                made = issue.sign(issue.for_authority(wanted, now), key.public_key(), key)
                 authorities[wanted.name] = (made, key)
             else:
                 leaf = by_name[item.name]
-                key = issue.generate(leaf.key)
-                made = issue.leaf(leaf, key, *authorities[leaf.ca], now)
+                key = keys.generate(leaf.key)
+                ca, ca_key = authorities[leaf.ca]
+                made = issue.sign(issue.for_certificate(leaf, key, ca, now), key.public_key(), ca_key, ca)
             _write_pair(directory, item.name, key, made)
             done = _kept(item.name, made)
             outcome.append(Item(item.name, "issue", item.reasons, done.serial, done.not_after))
@@ -245,6 +243,6 @@ def apply(spec: Spec, directory: Path, now: datetime) -> Plan:
 
 
 def _issue_keypair(name: str, wanted: Key, directory: Path) -> None:
-    key = store.read_key(directory / f"{name}.key") or issue.generate(wanted)
-    store.write(directory / f"{name}.key", issue.key_pem(key), 0o600)
-    store.write(directory / f"{name}.pub", issue.public_pem(key), 0o644)
+    key = store.read_key(directory / f"{name}.key") or keys.generate(wanted)
+    store.write(directory / f"{name}.key", keys.pem(key), 0o600)
+    store.write(directory / f"{name}.pub", keys.public_pem(key), 0o644)

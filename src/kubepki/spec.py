@@ -6,52 +6,123 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
-from kubepki.errors import SpecError
+from kubepki import durations, names, usages
+from kubepki.errors import SpecError, StoreError
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-_DNS = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_DURATION = re.compile(r"(\d+)h")
+_OWNER = re.compile(r"[a-z_][a-z0-9_-]*(:[a-z_][a-z0-9_-]*)?")
 # RFC 5280, appendix A.1: ub-common-name.
 _COMMON_NAME_LENGTH = 64
 _CURVES = (256, 384, 521)
-_USAGES = ("server", "client", "peer")
+_LARGEST = 10 * 2**20
+# What a certificate, or a CA, is for in a cluster: `rules` says what each must have.
+CA_ROLES = ("kubernetes", "etcd", "front-proxy", "kubelet-signer")
+ROLES = (
+    "apiserver",
+    "apiserver-kubelet-client",
+    "apiserver-etcd-client",
+    "front-proxy-client",
+    "controller-manager",
+    "scheduler",
+    "kube-proxy",
+    "admin",
+    "kubelet-client",
+    "kubelet-server",
+    "etcd-server",
+    "etcd-peer",
+    "etcd-client",
+)
 
 
 @dataclass(frozen=True)
 class Key:
-    """Algorithm (`ecdsa` with 256, 384 or 521 bits, `rsa` with 2048 to 8192) of a private key."""
+    """Algorithm (`ecdsa` with 256, 384 or 521 bits, `rsa` with 2048 to 8192, `ed25519` with 256) of a private key."""
 
     algo: str = "ecdsa"
     size: int = 256
 
+    def __str__(self) -> str:
+        return self.algo if self.algo == "ed25519" else f"{self.algo} {self.size}"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Usages by cfssl's names, and a length of life. With `adapted`, RSA keys may encipher as well (TLS 1.2)."""
+
+    name: str
+    usages: tuple[str, ...]
+    expiry: timedelta
+    adapted: bool = False
+
+
+_LIFE = timedelta(hours=8760)
+# There without being written; a specification may say something else under the same names.
+PROFILES: Mapping[str, Profile] = {
+    "server": Profile("server", ("signing", "server auth"), _LIFE, adapted=True),
+    "client": Profile("client", ("signing", "client auth"), _LIFE, adapted=True),
+    "peer": Profile("peer", ("signing", "server auth", "client auth"), _LIFE, adapted=True),
+}
+
 
 @dataclass(frozen=True)
 class Authority:
-    """A self-signed CA; its files are `<name>-ca.pem` and `<name>-ca-key.pem`."""
+    """A self-signed CA; its files are `<name>-ca.pem`, `<name>-ca-key.pem` and `<name>-ca-bundle.pem`.
+
+    `password`: `env:NAME` or `file:PATH`, where the password of the key is; empty for a key that is not encrypted.
+    `role`: one of CA_ROLES or empty. `consumers`: who trusts this CA, and must be told before it changes.
+    """
 
     name: str
     cn: str
+    o: tuple[str, ...]
     key: Key
     expiry: timedelta
+    password: str = ""
+    role: str = ""
+    consumers: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """What its files' names begin with."""
+        return f"{self.name}-ca"
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """A leaf; its files are `<name>.pem` and `<name>-key.pem`."""
+    """A leaf; its files are `<path>.pem` and `<path>-key.pem`.
+
+    `owner`: `USER` or `USER:GROUP` of both files, empty for whoever runs this. `mode`: of the key. `consumers`: who
+    presents the certificate, and is to be restarted or reloaded after a change. `role`: one of ROLES or empty.
+    """
 
     name: str
+    path: str
     ca: str
     cn: str
     o: tuple[str, ...]
-    hosts: tuple[str | IPAddress, ...]
-    usage: str
+    hosts: tuple[names.Name, ...]
+    profile: Profile
     key: Key
     expiry: timedelta
+    owner: str = ""
+    mode: int = 0o600
+    role: str = ""
+    consumers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the rules must know of a cluster: its networks of Services, its DNS domain."""
+
+    service_networks: tuple[Network, ...] = ()
+    dns_domain: str = "cluster.local"
 
 
 @dataclass(frozen=True)
@@ -61,6 +132,7 @@ class Spec:
     authorities: Mapping[str, Authority]
     keypairs: Mapping[str, Key]
     certificates: tuple[Certificate, ...]
+    cluster: Surroundings = field(default_factory=Surroundings)
 
 
 class _Reader:
@@ -76,6 +148,26 @@ class _Reader:
                 hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
                 self.problems.append(f"{where}: unknown key {key!r}; {hint}")
 
+    def mapping(self, where: str, data: object) -> Mapping[Any, Any]:
+        if data is None or isinstance(data, Mapping):
+            return data or {}
+        self.problems.append(f"{where} is {data!r:.60}; write key: value")
+        return {}
+
+    def texts(self, where: str, data: object) -> tuple[str, ...]:
+        if data is None:
+            return ()
+        if not isinstance(data, (list, tuple)) or not all(isinstance(one, str) and one for one in data):
+            self.problems.append(f"{where} is {data!r:.60}; write a list of texts")
+            return ()
+        return tuple(dict.fromkeys(data))
+
+    def choice(self, where: str, value: object, known: Sequence[str]) -> str:
+        text = str(value or "")
+        if text and text not in known:
+            self.problems.append(f"{where} {text!r}; it must be one of {', '.join(known)}")
+        return text
+
     def key(self, where: str, data: Any) -> Key:
         if data is None:
             return Key()
@@ -84,21 +176,27 @@ class _Reader:
             return Key()
         self.keys(where, data, ("algo", "size"))
         algo = str(data.get("algo", "ecdsa"))
-        size = data.get("size", 256 if algo == "ecdsa" else 2048)
-        good = (algo == "ecdsa" and size in _CURVES) or (
-            algo == "rsa" and isinstance(size, int) and 2048 <= size <= 8192
+        size = data.get("size", 2048 if algo == "rsa" else 256)
+        good = (
+            (algo == "ecdsa" and size in _CURVES)
+            or (algo == "rsa" and isinstance(size, int) and 2048 <= size <= 8192)
+            or (algo == "ed25519" and size == 256)
         )
         if not good:
-            self.problems.append(f"{where}: key {algo} with {size} bits; ecdsa has 256, 384 or 521, rsa 2048 to 8192")
+            self.problems.append(
+                f"{where}: key {algo} with {size} bits; ecdsa has 256, 384 or 521, rsa 2048 to 8192, ed25519 256"
+            )
             return Key()
         return Key(algo, int(size))
 
-    def expiry(self, where: str, value: object, default: str) -> timedelta:
+    def expiry(self, where: str, value: object, default: timedelta) -> timedelta:
+        if value is None:
+            return default
         try:
-            return duration(str(default if value is None else value))
+            return durations.positive(str(value))
         except ValueError as error:
             self.problems.append(f"{where}: expiry {error}")
-            return timedelta(hours=1)
+            return default
 
     def common_name(self, where: str, value: object) -> str:
         text = str(value or "")
@@ -108,100 +206,198 @@ class _Reader:
             self.problems.append(f"{where}: cn {text!r} has {len(text)} characters, X.509 allows {_COMMON_NAME_LENGTH}")
         return text
 
-    def hosts(self, where: str, values: object) -> tuple[str | IPAddress, ...]:
+    def hosts(self, where: str, values: object) -> tuple[names.Name, ...]:
         if not isinstance(values, (list, tuple)):
             self.problems.append(f"{where}: hosts is {values!r}; write a list")
             return ()
-        found: list[str | IPAddress] = []
+        found: list[names.Name] = []
         for value in values:
             try:
-                host_ = host(str(value))
+                found.append(names.parse(str(value)))
             except ValueError as error:
                 self.problems.append(f"{where}: host {error}")
-                continue
-            if host_ not in found:
-                found.append(host_)
+        return tuple(dict.fromkeys(found))
+
+    def mode(self, where: str, value: object) -> int:
+        if value is None:
+            return 0o600
+        # YAML reads 0640 as a number in base eight, and "0640" as a text.
+        try:
+            mode = value if isinstance(value, int) else int(str(value), 8)
+        except ValueError:
+            mode = -1
+        if mode not in (0o400, 0o440, 0o600, 0o640):
+            written = oct(value) if isinstance(value, int) else repr(value)
+            self.problems.append(f"{where}: mode {written}; a key has 0600, 0400, 0640 or 0440")
+            return 0o600
+        return mode
+
+    def owner(self, where: str, value: object) -> str:
+        text = str(value or "")
+        if text and not _OWNER.fullmatch(text):
+            self.problems.append(f"{where}: owner {text!r}; write user or user:group")
+        return text
+
+    def password(self, where: str, value: object) -> str:
+        text = str(value or "")
+        kind, _, rest = text.partition(":")
+        if text and (kind not in ("env", "file") or not rest):
+            # The value may be the password itself.
+            self.problems.append(f"{where}: password is neither env:NAME nor file:PATH; write where the password is")
+        return text
+
+    def profile(self, name: str, data: object) -> Profile:
+        where = f"profile {name!r}"
+        entry = self.mapping(where, data)
+        self.keys(where, entry, ("usages", "expiry"))
+        wanted = self.texts(f"{where}: usages", entry.get("usages"))
+        for usage in usages.unknown(wanted):
+            close = difflib.get_close_matches(usage, usages.known(), 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(usages.known())}"
+            self.problems.append(f"{where}: unknown usage {usage!r}; {hint}")
+        if not wanted:
+            self.problems.append(f"{where}: no usages; a server's are [signing, server auth]")
+        for usage in ("cert sign", "crl sign"):
+            if usage in wanted:
+                self.problems.append(f"{where}: usage {usage!r} is for CAs; what is under `cas` has it")
+        return Profile(name, wanted, self.expiry(where, entry.get("expiry"), _LIFE))
+
+    def networks(self, where: str, values: object) -> tuple[Network, ...]:
+        found = []
+        for value in self.texts(where, values):
+            try:
+                found.append(ipaddress.ip_network(value))
+            except ValueError:
+                self.problems.append(f"{where}: {value!r} is no network such as 10.96.0.0/12")
         return tuple(found)
 
 
-def duration(text: str) -> timedelta:
-    """Whole hours such as `8760h`; ValueError says what was seen."""
-    match = _DURATION.fullmatch(text)
-    if not match or int(match[1]) == 0:
-        raise ValueError(f"{text!r} is not a positive number of hours such as 8760h")
-    return timedelta(hours=int(match[1]))
-
-
-def host(text: str) -> str | IPAddress:
-    """A subject alternative name: an address, or a DNS name (a final dot is dropped). ValueError names the reason."""
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        pass
-    name = text.removesuffix(".")
-    if not name or name != name.strip():
-        raise ValueError(f"{text!r} is empty or has blanks around it")
-    if "/" in name:
-        raise ValueError(f"{text!r} looks like a network; certificates hold single addresses")
-    if ":" in name:
-        raise ValueError(f"{text!r} holds a port; leave it out")
-    if not name.isascii():
-        raise ValueError(f"{text!r} is not ASCII; write it in its IDNA form (xn--...)")
-    if re.fullmatch(r"[0-9.]+", name):
-        raise ValueError(f"{text!r} is neither an address nor a name")
-    if not _DNS.fullmatch(name) or len(name) > 253 or any(len(label) > 63 for label in name.split(".")):
-        raise ValueError(f"{text!r} is not a DNS name")
-    return name
-
-
-def _certificate(reader: _Reader, data: Mapping[str, Any], authorities: Mapping[str, Any]) -> Certificate:
+def _certificate(
+    reader: _Reader, data: Mapping[str, Any], authorities: Mapping[str, Any], profiles: Mapping[str, Profile]
+) -> Certificate:
     name = str(data.get("name") or "")
     where = f"certificate {name!r}"
-    reader.keys(where, data, ("name", "ca", "cn", "o", "hosts", "usage", "expiry", "key"))
+    reader.keys(
+        where,
+        data,
+        ("name", "path", "ca", "cn", "o", "hosts", "profile", "expiry", "key", "owner", "mode", "role", "consumers"),
+    )
     if not _NAME.fullmatch(name):
         reader.problems.append(f"{where}: the name must be usable as a file name (letters, digits, '.', '_', '-')")
+    path = str(data.get("path") or name)
+    if path != name and not _PATH.fullmatch(path):
+        reader.problems.append(f"{where}: path {path!r} must be below the directory, of letters, digits, '.', '_', '-'")
     ca = str(data.get("ca") or "")
     if ca not in authorities:
         reader.problems.append(f"{where}: unknown ca {ca!r}; there are {', '.join(authorities)}")
-    usage = str(data.get("usage") or "")
-    if usage not in _USAGES:
-        reader.problems.append(f"{where}: usage {usage!r}; it must be one of {', '.join(_USAGES)}")
+    profile = profiles.get(str(data.get("profile") or ""))
+    if profile is None:
+        reader.problems.append(
+            f"{where}: unknown profile {data.get('profile') or ''!r}; there are {', '.join(profiles)}"
+        )
+        profile = PROFILES["client"]
     hosts = reader.hosts(where, data.get("hosts") or [])
-    if usage in ("server", "peer") and not hosts:
-        reader.problems.append(f"{where}: a {usage} certificate needs hosts")
+    if "server auth" in profile.usages and not hosts:
+        reader.problems.append(f"{where}: a certificate of a server needs hosts")
     return Certificate(
         name=name,
+        path=path,
         ca=ca,
         cn=reader.common_name(where, data.get("cn")),
-        o=tuple(str(o) for o in data.get("o") or ()),
+        o=reader.texts(f"{where}: o", data.get("o")),
         hosts=hosts,
-        usage=usage,
+        profile=profile,
         key=reader.key(where, data.get("key")),
-        expiry=reader.expiry(where, data.get("expiry"), "8760h"),
+        expiry=reader.expiry(where, data.get("expiry"), profile.expiry),
+        owner=reader.owner(where, data.get("owner")),
+        mode=reader.mode(where, data.get("mode")),
+        role=reader.choice(f"{where}: role", data.get("role"), ROLES),
+        consumers=reader.texts(f"{where}: consumers", data.get("consumers")),
     )
 
 
-def parse(data: Mapping[str, Any]) -> Spec:
-    """Read {cas, keypairs, certificates}; a SpecError lists every problem."""
+def _authority(reader: _Reader, name: str, data: object) -> Authority:
+    where = f"ca {name!r}"
+    entry = reader.mapping(where, data)
+    reader.keys(where, entry, ("cn", "o", "key", "expiry", "password", "role", "consumers"))
+    if not _NAME.fullmatch(name):
+        reader.problems.append(f"{where}: the name must be usable as a file name (letters, digits, '.', '_', '-')")
+    return Authority(
+        name=name,
+        cn=reader.common_name(where, entry.get("cn")),
+        o=reader.texts(f"{where}: o", entry.get("o")),
+        key=reader.key(where, entry.get("key")),
+        expiry=reader.expiry(where, entry.get("expiry"), 10 * _LIFE),
+        password=reader.password(where, entry.get("password")),
+        role=reader.choice(f"{where}: role", entry.get("role"), CA_ROLES),
+        consumers=reader.texts(f"{where}: consumers", entry.get("consumers")),
+    )
+
+
+def _files(
+    authorities: Mapping[str, Authority], keypairs: Mapping[str, Key], certificates: Sequence[Certificate]
+) -> list[tuple[str, str]]:
+    """(path of a file, whose it is), of everything."""
+    found = [
+        (f"{one.stem}{end}", f"ca {one.name!r}")
+        for one in authorities.values()
+        for end in (".pem", "-key.pem", "-bundle.pem")
+    ]
+    found += [(f"{name}{end}", f"keypair {name!r}") for name in keypairs for end in (".key", ".pub")]
+    return found + [
+        (f"{one.path}{end}", f"certificate {one.name!r}") for one in certificates for end in (".pem", "-key.pem")
+    ]
+
+
+def parse(data: object) -> Spec:
+    """Read {cas, keypairs, profiles, certificates, cluster}; a SpecError lists every problem."""
     reader = _Reader()
-    reader.keys("spec", data, ("cas", "keypairs", "certificates"))
-    authorities = {}
-    for name, entry in (data.get("cas") or {}).items():
-        where = f"ca {name!r}"
-        reader.keys(where, entry, ("cn", "key", "expiry"))
-        authorities[str(name)] = Authority(
-            name=str(name),
-            cn=reader.common_name(where, entry.get("cn")),
-            key=reader.key(where, entry.get("key")),
-            expiry=reader.expiry(where, entry.get("expiry"), "87600h"),
-        )
-    keypairs = {str(n): reader.key(f"keypair {n!r}", e) for n, e in (data.get("keypairs") or {}).items()}
-    certificates = tuple(_certificate(reader, entry, authorities) for entry in data.get("certificates") or ())
-    seen: set[str] = {f"{name}-ca" for name in authorities}
+    top = reader.mapping("spec", data)
+    reader.keys("spec", top, ("cas", "keypairs", "profiles", "certificates", "cluster"))
+    authorities = {str(n): _authority(reader, str(n), e) for n, e in reader.mapping("cas", top.get("cas")).items()}
+    keypairs = {
+        str(n): reader.key(f"keypair {n!r}", e) for n, e in reader.mapping("keypairs", top.get("keypairs")).items()
+    }
+    given = reader.mapping("profiles", top.get("profiles"))
+    profiles = {**PROFILES, **{str(n): reader.profile(str(n), e) for n, e in given.items()}}
+    entries = top.get("certificates") or ()
+    if not isinstance(entries, (list, tuple)):
+        reader.problems.append(f"certificates is {entries!r:.60}; write a list")
+        entries = ()
+    certificates = tuple(
+        _certificate(reader, reader.mapping(f"certificate {number}", entry), authorities, profiles)
+        for number, entry in enumerate(entries, 1)
+    )
+    surroundings = reader.mapping("cluster", top.get("cluster"))
+    reader.keys("cluster", surroundings, ("service_cidrs", "dns_domain"))
+    cluster = Surroundings(
+        reader.networks("cluster: service_cidrs", surroundings.get("service_cidrs")),
+        str(surroundings.get("dns_domain") or "cluster.local"),
+    )
+    named: set[str] = set()
     for certificate in certificates:
-        if certificate.name in seen:
+        if certificate.name in named:
             reader.problems.append(f"certificate {certificate.name!r}: the name is used twice")
-        seen.add(certificate.name)
+        named.add(certificate.name)
+    owners: dict[str, str] = {}
+    for path, whose in _files(authorities, keypairs, certificates):
+        if owners.setdefault(path, whose) != whose:
+            reader.problems.append(f"{whose}: its file {path} is that of {owners[path]} as well; give one another path")
     if reader.problems:
         raise SpecError(reader.problems)
-    return Spec(authorities, keypairs, certificates)
+    return Spec(authorities, keypairs, certificates, cluster)
+
+
+def load(path: Path) -> Spec:
+    """The specification in a YAML file. SpecError; StoreError when it cannot be read."""
+    import yaml  # noqa: PLC0415 - whoever has the data already does not need it
+
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB; this is no specification")
+        data = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe loader, in C where there is one
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
+    return parse(data)

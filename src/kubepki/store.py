@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from kubepki.errors import StoreError
-from kubepki.issue import PrivateKey
+from kubepki import keys
+from kubepki.errors import PrivateKeyError, StoreError
+from kubepki.keys import PrivateKey
 
 
 def read_certificate(path: Path) -> x509.Certificate | None:
@@ -28,14 +27,11 @@ def read_certificate(path: Path) -> x509.Certificate | None:
 def read_key(path: Path) -> PrivateKey | None:
     """The private key in a file, None when the file is missing; ValueError when it is damaged or of another kind."""
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        return keys.load(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    except TypeError as error:
-        raise ValueError("the key is encrypted") from error
-    if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
-        raise ValueError("the key is neither ECDSA nor RSA")  # noqa: TRY004 - a wrong file, not a wrong type of ours
-    return key
+    except PrivateKeyError as error:
+        raise ValueError(error.message) from error
 
 
 def write(path: Path, content: bytes, mode: int) -> None:

@@ -18,7 +18,7 @@ _FLANNEL = "/opt/flannel/ssl"
 
 
 def _certificate(
-    name: str, ca: str, cn: str, usage: str, expiry: str, *, hosts: list[str] | None = None, o: str = ""
+    name: str, ca: str, cn: str, profile: str, expiry: str, *, hosts: list[str] | None = None, o: str = ""
 ) -> dict[str, Any]:
     return {
         "name": name,
@@ -26,7 +26,7 @@ def _certificate(
         "cn": cn,
         "o": [o] if o else [],
         "hosts": hosts or [],
-        "usage": usage,
+        "profile": profile,
         "expiry": expiry,
     }
 

@@ -337,7 +337,7 @@ def test_redirections(site: Site, tmp_path: Path) -> None:
 
 
 def test_encryption_is_not_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = {"name": "server", "ca": "web", "cn": "web", "usage": "server", "hosts": ["127.0.0.1"]}
+    usage = {"name": "server", "ca": "web", "cn": "web", "profile": "server", "hosts": ["127.0.0.1"]}
     data = {"cas": {"web": {"cn": "web-ca"}}, "certificates": [usage]}
     reconcile.apply(spec.parse(data), tmp_path / "pki", datetime.now(UTC))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

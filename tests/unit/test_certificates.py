@@ -35,7 +35,7 @@ def test_the_api_server_answers_to_all_its_names() -> None:
 def test_etcd_members_have_certificates_of_their_own() -> None:
     found = table()
     assert found["etcd-server-node01"]["hosts"] == ["node01", "192.168.80.11", "localhost", "127.0.0.1"]
-    assert found["etcd-server-node01"]["usage"] == "peer"
+    assert found["etcd-server-node01"]["profile"] == "peer"
     assert found["etcd-peer-node02"]["hosts"] == ["node02", "192.168.80.12"]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubepki import describe, issue, reconcile, spec, store
+from kubepki import describe, durations, issue, keys, names, reconcile, spec, store
 from kubepki.errors import SpecError, StoreError
 
 NOW = datetime.now(UTC)
@@ -25,10 +26,10 @@ DATA: dict[str, Any] = {
     "cas": {"etcd": {"cn": "etcd-ca"}, "kube": {"cn": "kube-ca"}},
     "keypairs": {"service-account": {"algo": "rsa", "size": 2048}},
     "certificates": [
-        {"name": "server", "ca": "etcd", "cn": "m1", "usage": "peer", "hosts": ["m1", "127.0.0.1", "::1"]},
-        {"name": "client", "ca": "etcd", "cn": "admin", "o": ["system:masters"], "usage": "client"},
-        {"name": "stranger", "ca": "kube", "cn": "admin", "usage": "client"},
-        {"name": "rsa", "ca": "etcd", "cn": "rsa", "usage": "client", "key": {"algo": "rsa"}},
+        {"name": "server", "ca": "etcd", "cn": "m1", "profile": "peer", "hosts": ["m1", "127.0.0.1", "::1"]},
+        {"name": "client", "ca": "etcd", "cn": "admin", "o": ["system:masters"], "profile": "client"},
+        {"name": "stranger", "ca": "kube", "cn": "admin", "profile": "client"},
+        {"name": "rsa", "ca": "etcd", "cn": "rsa", "profile": "client", "key": {"algo": "rsa"}},
     ],
 }
 
@@ -154,7 +155,7 @@ def test_what_a_leaf_says(issued: Path) -> None:
     [
         (changed(0, hosts=["m1", "127.0.0.1", "::1", "10.0.0.1"]), {"server": "SAN 10.0.0.1 added"}),
         (changed(0, hosts=["m1", "127.0.0.1"]), {"server": "SAN ::1 removed"}),
-        (changed(0, usage="server"), {"server": "usage is not server"}),
+        (changed(0, profile="server"), {"server": "usages are not those of the profile server"}),
         (changed(1, cn="other"), {"client": "subject was"}),
         (changed(1, ca="kube"), {"client": "issuer changed"}),
         (changed(1, key={"size": 384}), {"client": "key is ecdsa 256, wanted ecdsa 384"}),
@@ -240,10 +241,10 @@ def test_all_mistakes_of_a_specification_at_once() -> None:
                         "name": "a",
                         "ca": "etdc",
                         "cn": "",
-                        "usage": "sever",
+                        "profile": "sever",
                         "hosts": ["", "10.0.0.1:6443", "10.0.0.0/24"],
                     },
-                    {"name": "b", "ca": "etcd", "cn": "x" * 65, "usage": "client", "expiry": "365d"},
+                    {"name": "b", "ca": "etcd", "cn": "x" * 65, "profile": "client", "expiry": "365d"},
                 ],
             }
         )
@@ -253,7 +254,7 @@ def test_all_mistakes_of_a_specification_at_once() -> None:
         "unknown ca 'etdc'",
         "cn is empty",
         "'sever'",
-        "holds a port",
+        "has a port",
         "network",
         "65",
         "'365d'",
@@ -261,29 +262,94 @@ def test_all_mistakes_of_a_specification_at_once() -> None:
         assert expected in text
 
 
-@given(st.ip_addresses())
+@given(st.ip_addresses().filter(lambda address: not getattr(address, "scope_id", None)))
 def test_addresses_are_addresses(address: Any) -> None:
-    assert spec.host(str(address)) == address
+    assert names.parse(str(address)) == names.Name("ip", str(address))
 
 
 @given(st.text(max_size=40))
 def test_a_host_is_classified_or_refused_in_words(text: str) -> None:
     refused = ""
-    found: object = None
+    found = None
     try:
-        found = spec.host(text)
+        found = names.parse(text)
     except ValueError as error:
         refused = str(error)
     assert repr(text) in refused if found is None else not refused
-    assert not isinstance(found, str) or found == text.removesuffix(".")
+    assert found is None or found.kind == "ip" or found.value == text
 
 
-@given(st.text(max_size=12))
-def test_durations_are_hours_or_refused(text: str) -> None:
+@given(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z][a-z0-9-]{0,20}[a-z0-9]){0,3}", fullmatch=True))
+def test_names_of_machines_are_dns_names(text: str) -> None:
+    if not text.replace(".", "").isdigit():
+        assert names.parse(text) == names.Name("dns", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        (" 10.0.0.5", "has blanks"),
+        ("a b", "has blanks"),
+        ("10.0.0.1:6443", "has a port; write 10.0.0.1"),
+        ("host:80", "has a port; write host"),
+        ("[::1]", "has brackets; write ::1"),
+        ("10.0.0.0/24", "looks like a network"),
+        ("010.0.0.1", "neither an address nor a name"),
+        ("fe80::1%eth0", "has a zone"),
+        ("x.", "write x:"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("a..b", "is no DNS name"),
+        ("x" * 64, "is no DNS name"),
+    ],
+)
+def test_what_is_no_name_says_what_to_write(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        names.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("spiffe://cluster/ns/x", "uri"),
+        ("a@b.example", "email"),
+        ("*.example.com", "dns"),
+        ("etcd_1", "dns"),
+        ("2001:DB8::1", "ip"),
+    ],
+)
+def test_kinds_of_names(text: str, kind: str) -> None:
+    assert names.parse(text).kind == kind
+
+
+@given(st.text(alphabet="0123456789.hmsnu-+dwy ", max_size=14))
+def test_durations_are_read_or_refused_in_words(text: str) -> None:
+    refused = ""
+    found = timedelta(0)
     try:
-        assert spec.duration(text) > timedelta(0)
-    except (ValueError, OverflowError):
-        assert not (text.isascii() and text[:-1].isdigit() and text.endswith("h") and 0 < int(text[:-1]) < 10**9)
+        found = durations.parse(text)
+    except ValueError as error:
+        refused = str(error)
+    assert not refused or repr(text) in refused
+    assert abs(found) < timedelta(hours=2562048)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("8760h", 8760 * 3600), ("1h30m10s", 5410), ("1.5h", 5400), ("-5m", -300), ("0", 0), (".5s", 0.5), ("1.s", 1)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert durations.parse(text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("365d", "write 8760h"), ("8760", "lacks a unit"), ("", "is no duration"), ("3000000h", "longer")],
+)
+def test_a_duration_that_is_none_says_what_to_write(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        durations.parse(text)
 
 
 def test_a_plan_names_the_files_that_it_would_write(issued: Path) -> None:
@@ -315,7 +381,7 @@ def _own_ca(directory: Path, *extensions: x509.ExtensionType, days: int = 900) -
     )
     for extension in extensions:
         builder = builder.add_extension(extension, critical=True)
-    store.write(directory / "etcd-ca-key.pem", issue.key_pem(key), 0o600)
+    store.write(directory / "etcd-ca-key.pem", keys.pem(key), 0o600)
     store.write(directory / "etcd-ca.pem", builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
 
 
@@ -336,7 +402,7 @@ def test_a_ca_without_key_identifier_issues(tmp_path: Path) -> None:
     [
         ([], 900, "is no CA: it has no basic constraints"),
         ([x509.BasicConstraints(ca=False, path_length=None)], 900, "is no CA: its basic constraints say so"),
-        ([CA, issue.leaf_key_usage(ec.generate_private_key(ec.SECP256R1()))], 900, "lacks the signing of certificates"),
+        ([CA, issue.key_usage(["digital_signature"])], 900, "lacks the signing of certificates"),
         ([CA], -1, r"expired on \d{4}-"),
     ],
 )
@@ -357,4 +423,4 @@ def test_a_certificate_without_usage_is_made_anew(tmp_path: Path) -> None:
     name = issue.subject("admin", ("system:masters",))
     bare = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW, NOW + timedelta(days=9))
     store.write(directory / "client.pem", bare.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
-    assert reasons(directory, DATA) == {"client": "issuer changed; usage is not client"}
+    assert reasons(directory, DATA) == {"client": "issuer changed; usages are not those of the profile client"}
