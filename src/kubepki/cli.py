@@ -1,0 +1,59 @@
+"""The command `kubepki`: finds the module of a subcommand, and says what went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kubepki.errors import KubepkiError
+
+Main = Callable[[list[str]], int]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Where a subcommand is: `module` is imported only when it is called, because each start pays for what it loads."""
+
+    module: str
+    function: str
+    summary: str
+
+
+_COMMANDS: dict[str, _Command] = {}
+
+
+def _usage() -> str:
+    width = max(map(len, _COMMANDS), default=0)
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in _COMMANDS.items()]
+    return "\n".join(["kubepki COMMAND [ARGUMENTS]", "", *lines, "", "kubepki COMMAND -h says more."]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand: 0, or 1 with one message on stderr; some have exit codes of their own."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0 if arguments else 1
+    command = _COMMANDS.get(arguments[0])
+    if not command:
+        sys.stderr.write(f"kubepki: there is no command {arguments[0]!r}\n\n{_usage()}")
+        return 1
+    run: Main = getattr(importlib.import_module(command.module), command.function)
+    try:
+        code = run(arguments[1:])
+        sys.stdout.flush()
+        return code
+    except KubepkiError as error:
+        sys.stderr.write(f"kubepki: {error}\n")
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing more can be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.stderr.write("kubepki: interrupted\n")
+        return 130
+    except OSError as error:
+        sys.stderr.write(f"kubepki: {error.filename or 'output'}: {error.strerror}\n")
+    return 1
