@@ -1,0 +1,47 @@
+"""Where secrets and other content come from, when they are not to be written down: `env:NAME`, `file:PATH`, `PATH`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kubepki.errors import StoreError
+
+_LARGEST = 10 * 2**20
+
+
+def read(source: str) -> bytes:
+    """The content of a file (`PATH`, `file:PATH`) or of a variable of the environment (`env:NAME`), as it is.
+
+    StoreError when there is none, or more than 10 MB; it names the source, never the content.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "env":
+        value = os.environb.get(os.fsencode(rest))
+        if value is None:
+            raise StoreError(f"{source}: there is no such variable in the environment", f"export {rest}=...")
+        return value
+    path = Path(rest if kind == "file" else source)
+    try:
+        # No more is read than needed to see that it is too much: the file may be a device or a pipe.
+        with path.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path}: {getattr(error, 'strerror', None) or error}", "give a file that can be read"
+        ) from error
+    if len(content) > _LARGEST:
+        raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB", "is it the right file?")
+    return content
+
+
+def password(source: str) -> bytes:
+    """The password in a source, without one newline at its end. StoreError, also when it is empty."""
+    content = read(source)
+    for end in (b"\r\n", b"\n"):
+        if content.endswith(end):
+            content = content[: -len(end)]
+            break
+    if not content:
+        raise StoreError(f"{source}: the password is empty", "write one there")
+    return content
