@@ -22,7 +22,20 @@ class _Command:
     summary: str
 
 
-_COMMANDS: dict[str, _Command] = {}
+_COMMANDS: dict[str, _Command] = {
+    "gencert": _Command("kubepki.cfssl_sign", "gencert", "generate a key and a signed certificate"),
+    "genkey": _Command("kubepki.cfssl_sign", "genkey", "generate a key and a CSR"),
+    "gencsr": _Command("kubepki.cfssl_sign", "gencsr", "generate a CSR for a key that exists"),
+    "sign": _Command("kubepki.cfssl_sign", "sign", "sign a CSR"),
+    "selfsign": _Command("kubepki.cfssl_sign", "selfsign", "generate a self-signed certificate, for tests"),
+    "gencrl": _Command("kubepki.cfssl_sign", "gencrl", "generate a certificate revocation list"),
+    "cfssljson": _Command("kubepki.cfssljson", "main", "write the answers of these commands to files"),
+    "certinfo": _Command("kubepki.cfssl_show", "certinfo", "show a certificate or a CSR as JSON"),
+    "bundle": _Command("kubepki.cfssl_show", "bundle", "complete a certificate with its chain"),
+    "info": _Command("kubepki.cfssl_show", "info", "ask a cfssl server what it signs with"),
+    "print-defaults": _Command("kubepki.cfssl_show", "print_defaults", "templates of the JSON files"),
+    "version": _Command("kubepki.cfssl_show", "version", "show the version"),
+}
 
 
 def _usage() -> str:

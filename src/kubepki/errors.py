@@ -24,6 +24,10 @@ class KubepkiError(Exception):
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
+class FlagError(KubepkiError):
+    """The command line is wrong."""
+
+
 class CertificateError(KubepkiError):
     """A certificate cannot be read, or is not fit for what it is used for."""
 

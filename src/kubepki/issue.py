@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
@@ -23,6 +24,15 @@ from kubepki.spec import Authority, Certificate
 BACKDATE = timedelta(minutes=5)
 # GeneralizedTime, and "no well-defined end" of RFC 5280, 4.1.2.5.
 _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+# What cryptography raises for input that is not what it should be.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,7 @@ def load_all(content: bytes, where: str) -> list[x509.Certificate]:
         found = x509.load_pem_x509_certificates(content)
         for certificate in found:
             _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise CertificateError(
             f"{where} is damaged: {_first(error)}", "it was cut or changed: restore it", 1003
         ) from error

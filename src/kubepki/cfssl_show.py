@@ -1,0 +1,180 @@
+"""cfssl's commands that show something: certinfo, bundle, info, print-defaults, version."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import ssl
+import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+
+from cryptography import x509
+
+from kubepki import bundle as bundles
+from kubepki import calls, issue, remote, sources
+from kubepki import certinfo as infos
+from kubepki import request as requests
+from kubepki.calls import Call, answer, load_certificates, load_key, pretty, read, where
+from kubepki.errors import CertificateError, FlagError, PrivateKeyError, StoreError
+from kubepki.goflags import Flag
+
+
+def _certinfo(call: Call) -> None:
+    if call.text("cert"):
+        found = load_certificates(call.text("cert"))
+        pretty(infos.certificate(found[0]))
+        if len(found) > 1:
+            call.log.warn(f"{where(call.text('cert'))} holds {len(found)} certificates: this is the first")
+    elif call.text("csr"):
+        pretty(infos.csr(requests.load(read(call.text("csr")), where(call.text("csr")))))
+    elif call.text("domain"):
+        pretty(infos.certificate(_served(call.text("domain"))))
+    else:
+        raise FlagError("Must specify certinfo target through -cert, -csr, or -domain", "-cert server.pem")
+
+
+def _served(domain: str) -> x509.Certificate:
+    """What a server presents, whoever signed it."""
+    host, _, port = domain.rpartition(":") if domain.rpartition(":")[2].isdigit() else (domain, "", "443")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    seen: bytes | None = None
+    try:
+        with (
+            socket.create_connection((host.strip("[]"), int(port)), 10) as connection,
+            context.wrap_socket(connection, server_hostname=host.strip("[]")) as tls,
+        ):
+            seen = tls.getpeercert(binary_form=True)
+    except (OSError, ValueError, OverflowError) as error:
+        raise CertificateError(f"{domain}: {error}", "is a TLS server listening there?", 6000) from error
+    return issue.load(ssl.DER_cert_to_PEM_cert(seen or b"").encode(), domain)
+
+
+def _bundle(call: Call) -> None:
+    if call.text("metadata"):
+        call.log.warn("-metadata: how widely roots are spread is not weighed; the shortest chain is taken")
+    flavor = call.text("flavor")
+    if flavor not in ("ubiquitous", "optimal", "force"):
+        raise FlagError(f"-flavor {flavor!r}", "there are ubiquitous, optimal and force")
+    if call.text("cert"):
+        given = load_certificates(call.text("cert"))
+    elif call.text("domain"):
+        given = [_served(call.text("domain"))]
+    else:
+        raise FlagError("Must specify bundle target through -cert or -domain", "-cert server.pem")
+    key = load_key(call, call.text("key")) if call.text("key") else None
+    if key and not issue.matches(key, given[0]):
+        raise PrivateKeyError(
+            f"{call.text('key')} is not the key of {call.text('cert')}", "give the key of the certificate", 2300
+        )
+    call.log.info(f"bundling certificate for {given[0].subject.rfc4514_string()}")
+    if flavor == "force":
+        answer(bundles.as_json(bundles.as_given(given), key))
+        return
+    roots = call.text("ca-bundle") or ssl.get_default_verify_paths().cafile or ""
+    if not roots:
+        raise FlagError("this system has no store of roots", "name the roots with -ca-bundle")
+    between = [*given[1:], *(load_certificates(call.text("int-bundle")) if call.text("int-bundle") else [])]
+    if call.text("int-dir"):
+        between += _directory(call.text("int-dir"))
+    chain = bundles.build(given[0], between, load_certificates(roots), call.now)
+    if chain.root:
+        call.log.info(f"the anchoring root is {chain.root.subject.rfc4514_string()}")
+    answer(bundles.as_json(chain, key))
+
+
+def _directory(path: str) -> list[x509.Certificate]:
+    try:
+        files = sorted(one for one in Path(path).iterdir() if one.suffix in (".pem", ".crt"))
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}", "-int-dir is a directory of intermediates") from error
+    return [certificate for one in files for certificate in issue.load_all(sources.read(str(one)), str(one))]
+
+
+_CONFIG_TEMPLATE = {
+    "signing": {
+        "default": {"expiry": "168h"},
+        "profiles": {
+            "www": {"expiry": "8760h", "usages": ["signing", "key encipherment", "server auth"]},
+            "client": {"expiry": "8760h", "usages": ["signing", "key encipherment", "client auth"]},
+        },
+    }
+}
+_CSR_TEMPLATE = {
+    "CN": "example.net",
+    "hosts": ["example.net", "www.example.net"],
+    "key": {"algo": "ecdsa", "size": 256},
+    "names": [{"C": "US", "ST": "CA", "L": "San Francisco"}],
+}
+_TEMPLATES = {"config": _CONFIG_TEMPLATE, "csr": _CSR_TEMPLATE}
+
+
+def _print_defaults(call: Call) -> None:
+    wanted = call.positional(0, "the type (config, csr or list)")
+    if wanted in _TEMPLATES:
+        sys.stdout.write(json.dumps(_TEMPLATES[wanted], indent=4) + "\n")
+        return
+    listing = "".join(["Default configurations are available for:\n", *(f"\t{name}\n" for name in _TEMPLATES)])
+    if wanted != "list":
+        raise FlagError(f"there is no default {wanted!r}", " ".join(listing.split()))
+    sys.stdout.write(listing)
+
+
+def _info(call: Call) -> None:
+    server = call.text("remote")
+    if not server:
+        raise FlagError("-remote must be given", "a certificate in a file is shown by kubepki certinfo -cert FILE")
+    pretty(remote.info(server, call.text("label"), call.text("profile")))
+
+
+def _version(call: Call) -> None:
+    _ = call
+    try:
+        release = installed("kubewright")
+    except PackageNotFoundError:
+        release = "dev"
+    sys.stdout.write(f"Version: {release}\nRevision: kubepki\nRuntime: Python {platform.python_version()}\n")
+
+
+certinfo = calls.command(
+    _certinfo,
+    "kubepki certinfo -- what a certificate says\n\n"
+    "    kubepki certinfo -cert FILE\n    kubepki certinfo -csr FILE\n    kubepki certinfo -domain HOST[:PORT]",
+    {
+        "cert": Flag("", "certificate, '-' for standard input"),
+        "csr": Flag("", "certificate signature request, '-' for standard input"),
+        "domain": Flag("", "server whose certificate is shown"),
+        **calls.COMPAT,
+    },
+)
+bundle = calls.command(
+    _bundle,
+    "kubepki bundle -- a certificate with its chain\n\n"
+    "    kubepki bundle -cert FILE [-ca-bundle FILE] [-int-bundle FILE] [-int-dir DIR] [-key FILE] [-flavor FLAVOR]\n"
+    "    kubepki bundle -domain HOST[:PORT] [-ca-bundle FILE] [-int-bundle FILE]",
+    {
+        "cert": Flag("", "certificate, with its intermediates if it has some"),
+        "key": Flag("", "private key for the certificate"),
+        "ca-bundle": Flag("", "path to root certificate store"),
+        "int-bundle": Flag("", "path to intermediate certificate store"),
+        "flavor": Flag("ubiquitous", "Bundle Flavor: ubiquitous, optimal and force."),
+        "int-dir": Flag("", "directory of intermediates"),
+        "metadata": Flag("", "not used: roots are not weighed"),
+        "domain": Flag("", "server whose certificate is bundled"),
+        "ca-key-password": Flag("", "password of the key: env:NAME or file:PATH"),
+        **calls.COMPAT,
+    },
+)
+print_defaults = calls.command(
+    _print_defaults, "kubepki print-defaults -- templates\n\n    kubepki print-defaults config|csr|list", {}
+)
+info = calls.command(
+    _info,
+    "kubepki info -- what a remote signer is\n\n    kubepki info -remote HOST[:PORT] [-label LABEL] [-profile PROFILE]",
+    {**calls.REMOTE, "profile": calls.CONFIG["profile"], "config": calls.CONFIG["config"]},
+)
+version = calls.command(_version, "kubepki version -- the version\n\n    kubepki version", {})
