@@ -20,6 +20,7 @@ from kubepki.keys import PrivateKey, PublicKey
 
 # cfssl's `VerifyFailed` with x509's `UnknownAuthority` and `Expired`.
 _UNKNOWN_AUTHORITY = 1220
+_SELF_SIGNED = 1100
 _EXPIRED = 1211
 # Longer chains than this are loops, or worse.
 _LONGEST = 10
@@ -55,6 +56,11 @@ def build(
     known = {root.fingerprint(SHA256()) for root in roots}
     if leaf.fingerprint(SHA256()) in known:
         return Chain((leaf,), leaf)
+    if issued(leaf, leaf):
+        name = leaf.subject.rfc4514_string()
+        raise CertificateError(
+            f"Certificate is self signed: {name}", "as a root it belongs into -ca-bundle", _SELF_SIGNED
+        )
     # Breadth first: the first length that reaches a root is the shortest.
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
     unfit = ""

@@ -146,10 +146,10 @@ def _beyond(extensions: x509.Extensions, public: object) -> dict[str, Any]:
     for extension in extensions:
         value = extension.value
         if isinstance(value, x509.KeyUsage):
+            first = {bit: text for text, bit in reversed(usages.KEY.items())}
             # Two of them may only be asked where there is an agreement.
-            known = {text: bit for text, bit in usages.KEY.items() if text != "digital signature"}
-            asked = known if value.key_agreement else {t: b for t, b in known.items() if not t.endswith(" only")}
-            names += [text for text, bit in asked.items() if getattr(value, bit)]
+            bits = [bit for bit in reversed(first) if value.key_agreement or not bit.endswith("_only")]
+            names += [first[bit] for bit in bits if getattr(value, bit)]
         elif isinstance(value, x509.ExtendedKeyUsage):
             names += [usages.name_of(usage.dotted_string) for usage in value]
         elif isinstance(value, x509.BasicConstraints):

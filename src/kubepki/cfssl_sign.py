@@ -132,14 +132,15 @@ def _leaf(call: Call) -> None:
     request = _named(call, _request(call, call.positional(0, "the JSON of the request")))
     if request.ca:
         raise RequestError("ca section only permitted in initca", "remove it, or call gencert -initca")
-    hosts = _hosts(call, call.text("hostname"))
+    named = _hosts(call, call.text("hostname"))
+    request = request if named is None else replace(request, hosts=named)
     profile = policy.choose(
         _config(call), call.text("profile"), call.text("config") or "no -config", call.log.warn, compat=call.compat
     )
     issuer = _issuer(call)
     key = _generate(call, request)
     csr = _csr(call, request, key)
-    made = signing.sign(csr, profile, issuer, call.now, call.log.warn, hosts=hosts, compat=call.compat)
+    made = signing.sign(csr, profile, issuer, call.now, call.log.warn, compat=call.compat)
     answer({"cert": certificate_pem(_signed(call, made)), "csr": certificate_pem(csr), "key": _key_pem(key)})
 
 

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand: 0, or 1 with one message on stderr; some have exit codes of their own."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
-        sys.stdout.write(_usage())
+        (sys.stdout if arguments else sys.stderr).write(_usage())
         return 0 if arguments else 1
     command = _COMMANDS.get(arguments[0])
     if not command:

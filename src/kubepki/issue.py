@@ -24,6 +24,8 @@ from kubepki.spec import Authority, Certificate
 BACKDATE = timedelta(minutes=5)
 # GeneralizedTime, and "no well-defined end" of RFC 5280, 4.1.2.5.
 _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+# Of kinds of names in a certificate, as Go writes them.
+_ORDER = ("dns", "email", "ip", "uri")
 # What cryptography raises for input that is not what it should be.
 UNREADABLE = (
     ValueError,
@@ -90,6 +92,12 @@ def general_name(name: Name) -> x509.GeneralName:
     if name.kind == "email":
         return x509.RFC822Name(name.value)
     return x509.UniformResourceIdentifier(name.value) if name.kind == "uri" else x509.DNSName(name.value)
+
+
+def alternative_names(names: Iterable[Name]) -> x509.SubjectAlternativeName:
+    """The extension, with the kinds in Go's order."""
+    ordered = sorted(names, key=lambda name: _ORDER.index(name.kind))
+    return x509.SubjectAlternativeName([general_name(name) for name in ordered])
 
 
 def for_certificate(wanted: Certificate, key: PrivateKey, ca: x509.Certificate, now: datetime) -> Template:
@@ -162,7 +170,7 @@ def sign(
         builder = builder.add_extension(x509.AuthorityInformationAccess(access), critical=False)
     if template.names:
         # RFC 5280, 4.2.1.6: critical when the subject says nothing.
-        names = x509.SubjectAlternativeName([general_name(name) for name in template.names])
+        names = alternative_names(template.names)
         builder = builder.add_extension(names, critical=not template.subject.rdns)
     if template.crl_url:
         point = x509.DistributionPoint([x509.UniformResourceIdentifier(template.crl_url)], None, None, None)

@@ -112,9 +112,11 @@ def parse(content: bytes, where: str, warn: Warn, *, compat: bool = False) -> Co
     if "signing" not in top:
         reader.problem('no "signing" field: {"signing": {"default": {...}, "profiles": {...}}}')
     signing = top.section("signing", ("default", "profiles"))
+    known = top.raw("auth_keys")
+    auth_keys = tuple(known) if isinstance(known, Mapping) else ()
     default: Policy | None = NO_FILE.default
     if "default" in signing:
-        default = _policy(reader, signing.section("default", _PROFILE), "default", None)
+        default = _policy(reader, signing.section("default", _PROFILE), "default", None, auth_keys)
     profiles = {}
     entries = signing.raw("profiles")
     if entries is not None and not isinstance(entries, Mapping):
@@ -122,7 +124,7 @@ def parse(content: bytes, where: str, warn: Warn, *, compat: bool = False) -> Co
         entries = {}
     for name, entry in (entries or {}).items():
         section = Section(reader, f"signing.profiles.{name}", entry, _PROFILE)
-        profiles[name] = _policy(reader, section, name, default)
+        profiles[name] = _policy(reader, section, name, default, auth_keys)
     reader.finish()
     return Config(default if default and default.usages else None, profiles)
 
@@ -147,7 +149,10 @@ def choose(config: Config, name: str, where: str, warn: Warn, *, compat: bool = 
     return config.default
 
 
-def _policy(reader: Reader, section: Section, name: str, default: Policy | None) -> Policy:
+def _policy(reader: Reader, section: Section, name: str, default: Policy | None, auth_keys: tuple[str, ...]) -> Policy:
+    for key in ("auth_key", "prev_auth_key"):
+        if section.text(key) and section.text(key) not in auth_keys:
+            reader.problem(f"{section.at(key)} {section.text(key)!r} is not in auth_keys")
     for key, what in _ELSEWHERE.items():
         if section.raw(key):
             reader.problem(f"{section.at(key)}: this profile {what}, which kubepki does not; remove it, or use cfssl")

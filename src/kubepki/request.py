@@ -231,8 +231,7 @@ def sign(
     """A CSR with the extensions that cfssl puts into one: names, and basic constraints for a CA."""
     builder = x509.CertificateSigningRequestBuilder(subject_name=subject)
     if hosts:
-        general = x509.SubjectAlternativeName([issue.general_name(name) for name in hosts])
-        builder = builder.add_extension(general, critical=False)
+        builder = builder.add_extension(issue.alternative_names(hosts), critical=False)
     if ca:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=ca.path_length), critical=True)
     for extension in extensions:

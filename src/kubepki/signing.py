@@ -76,6 +76,8 @@ def sign(
     if policy.is_ca and wanted:
         warn(f"a CA has no names; left out: {', '.join(map(str, wanted))}")
         wanted = []
+    if not subject.rdns and not wanted:
+        raise RequestError("the certificate would name nobody: no CN, no names, no hosts", "write at least one of them")
     _whitelist(policy, subject, wanted)
     bits, extended = _usages(policy, public)
     begin, end = _life(policy, ca.certificate, now, warn, compat=compat)
@@ -199,7 +201,6 @@ def _life(
     policy: Policy, ca: x509.Certificate, now: datetime, warn: Warn, *, compat: bool
 ) -> tuple[datetime, datetime]:
     begin, end = _between(now, policy.backdate, policy.expiry, policy.not_before, policy.not_after)
-    begin = max(begin, ca.not_valid_before_utc)
     if end > ca.not_valid_after_utc:
         last = ca.not_valid_after_utc
         text = f"the profile {policy.name} lets it live until {end:%Y-%m-%d}, its CA ends on {last:%Y-%m-%d}"
@@ -255,7 +256,9 @@ def authority(
 ) -> x509.Certificate:
     """A self-signed CA, as `gencert -initca` makes it: for five years, and to sign certificates and CRLs only."""
     if not subject.rdns:
-        raise RequestError("a CA needs a name: CN and names are empty", "RFC 5280, 4.1.2.6: write a CN")
+        raise RequestError(
+            "a CA needs a name: CN and names are empty", "RFC 5280, 4.1.2.6: write a CN", _INVALID_REQUEST
+        )
     backdate = issue.BACKDATE if settings.backdate is None else settings.backdate
     begin, end = _between(now, backdate, settings.expiry or _CA_LIFE)
     begin, end = _alive(begin, end, now, "ca.expiry", backdate)
@@ -309,7 +312,9 @@ def self_signed(
 ) -> x509.Certificate:
     """A certificate that is its own issuer, for tests."""
     bits, extended = _usages(policy, key.public_key())
-    begin, end = _between(now, policy.backdate, policy.expiry, policy.not_before, policy.not_after)
+    # Unlike what a CA signs: not to the minute, and for the whole of `expiry` from now.
+    begin = policy.not_before or now.replace(microsecond=0) - policy.backdate
+    end = policy.not_after or issue.end_of(now.replace(microsecond=0), policy.expiry)
     begin, end = _alive(begin, end, now, f"the profile {policy.name}: expiry", policy.backdate)
     template = Template(
         subject=csr.subject,

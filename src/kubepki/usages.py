@@ -9,6 +9,8 @@ KEY = {
     "signing": "digital_signature",
     "digital signature": "digital_signature",
     "content commitment": "content_commitment",
+    # As cfssl wrote it until 2017.
+    "content committment": "content_commitment",
     "key encipherment": "key_encipherment",
     "key agreement": "key_agreement",
     "data encipherment": "data_encipherment",
