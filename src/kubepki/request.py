@@ -64,7 +64,6 @@ class Request:
     ca: CaSettings | None = None
     extensions: tuple[x509.Extension[x509.ExtensionType], ...] = ()
     crl_url: str = ""
-    says_hosts: bool = False
 
 
 def parse(content: bytes, where: str, warn: Warn, *, compat: bool = False) -> Request:
@@ -74,11 +73,11 @@ def parse(content: bytes, where: str, warn: Warn, *, compat: bool = False) -> Re
     found = Request(
         subject=_subject(reader, top),
         hosts=hosts(reader, "hosts", top.texts("hosts"), compat=compat),
-        key=_key(reader, top),
         ca=_ca(reader, top),
         extensions=_extensions(reader, top),
         crl_url=top.text("crl_url"),
-        says_hosts="hosts" in top,
+        # Last: what is wrong with it is an error of its own.
+        key=_key(reader, top),
     )
     reader.finish()
     return found
@@ -116,6 +115,7 @@ def _key(reader: Reader, top: Section) -> Key:
     else:
         wrong = "invalid algorithm"
     if wrong:
+        reader.finish()
         raise PrivateKeyError(
             f"{wrong}: {reader.where} asks for {algo} with {size} bits",
             "there are ecdsa with 256, 384 or 521, rsa with 2048 to 8192, and ed25519",
