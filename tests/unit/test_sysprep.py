@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from kubewright.machine import sysprep
@@ -34,3 +37,16 @@ def test_packages_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_missing() -> None:
     assert sysprep.lacking({"swap": {"state": "keep"}}, ["sh"]) == ""
+
+
+def test_what_is_not_utf8_in_a_file_stays_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there = tmp_path / "hosts"
+    there.write_bytes(b"127.0.0.1 b\xfcro\n")
+    real = sysprep._read
+    monkeypatch.setattr(sysprep, "_read", lambda _: real(str(there)))
+    written = sysprep._file
+    monkeypatch.setattr(sysprep, "_file", lambda _, wanted, check: written(str(there), wanted, check))
+    [difference] = sysprep.hosts({"entries": ["10.0.0.1 m1"]}, False)
+    assert there.read_bytes() == b"127.0.0.1 b\xfcro\n# BEGIN kubewright\n10.0.0.1 m1\n# END kubewright\n"
+    assert json.dumps(difference).encode().decode()
+    assert difference["before"] == "127.0.0.1 b\N{REPLACEMENT CHARACTER}ro\n"

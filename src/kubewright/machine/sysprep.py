@@ -24,7 +24,8 @@ _PACKAGES = {"ping": "iputils-ping", "ip": "iproute2", "bridge": "iproute2", "mo
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as stream:
+        # What is not UTF-8 in a file of others is written back as it was.
+        with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()
     except OSError:
         return ""
@@ -39,7 +40,11 @@ def _run(*argv: str, stdin: str = "") -> str:
 
 
 def _difference(what: str, before: str, after: str) -> dict[str, str]:
-    return {"what": what, "before": before, "after": after}
+    return {"what": what, "before": _printable(before), "after": _printable(after)}
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _file(path: str, wanted: str, check: bool, mode: int = 0o644) -> list[dict[str, str]]:
@@ -47,7 +52,7 @@ def _file(path: str, wanted: str, check: bool, mode: int = 0o644) -> list[dict[s
     if before == wanted and (os.path.exists(path) or not wanted):
         return []
     if not check:
-        files.write_atomic(path, wanted.encode(), mode)
+        files.write_atomic(path, wanted.encode("utf-8", "surrogateescape"), mode)
     return [_difference(path, before, wanted)]
 
 
