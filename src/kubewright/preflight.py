@@ -11,11 +11,16 @@ from kubewright import ports, versions
 from kubewright.topology import Cluster, Machine
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
-_OLDEST_PYTHON = (3, 9)
+OLDEST_PYTHON = (3, 9)
 # Linux cuts the names of processes to so many characters.
 _COMM = 15
 # Made by what we install, inside the pod network.
 _OWN_INTERFACES = ("cni0", "docker0", "flannel")
+
+
+def python_is_new_enough(version: str) -> bool:
+    """Whether what runs on machines would run with a Python of this version, such as `3.11.2`."""
+    return tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_PYTHON
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ def machine_problems(facts: Mapping[str, Any], limits: Limits, machine: Machine 
         found.append(
             f"architecture is {facts['architecture']}, the artifacts are for {wanted} (artifacts_architecture)"
         )
-    if tuple(int(part) for part in facts["python"].split(".")[:2]) < _OLDEST_PYTHON:
+    if not python_is_new_enough(facts["python"]):
         found.append(f"Python is {facts['python']}, 3.9 or newer is needed; set ansible_python_interpreter")
     if not facts["systemd"]:
         found.append("systemd does not run this machine; kubewright needs it")

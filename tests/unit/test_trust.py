@@ -214,6 +214,26 @@ def test_arguments_that_are_not_understood(tmp_path: Path, arguments: str) -> No
         asked(tmp_path, arguments=arguments)
 
 
+@pytest.mark.parametrize("arrives", [0, 10, None])
+def test_authorized_keys_are_replaced_by_the_whole_or_not_at_all(tmp_path: Path, arrives: int | None) -> None:
+    """What a connection that breaks brings is a part of the file, and then the end of the input."""
+    kept = tmp_path / ".ssh" / "authorized_keys"
+    kept.parent.mkdir()
+    kept.write_text("ssh-ed25519 AAAA old\n")
+    content = "ssh-ed25519 AAAA old\nssh-ed25519 AAAA néw\n"
+    written = subprocess.run(
+        ["/bin/sh", "-c", survey.command(survey.write_authorized_keys(content))],
+        input=content.encode()[:arrives],
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=False,
+    )
+    whole = arrives is None
+    assert (written.returncode == 0, written.stderr) == (whole, b"" if whole else b"it arrived only in part\n")
+    assert kept.read_text() == (content if whole else "ssh-ed25519 AAAA old\n")
+    assert list(kept.parent.iterdir()) == [kept]
+
+
 def test_the_answer_is_found_between_what_a_login_shell_prints() -> None:
     questions = subprocess.run(
         ["/bin/sh", "-c", survey.command(survey.script(["no-such-python", "python3"]))],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubewright.errors import UserError
+from kubewright.preflight import OLDEST_PYTHON
 from kubewright.trust import authorized_keys, known_hosts, survey
 from kubewright.trust.authorized_keys import PublicKey
 from kubewright.trust.connection import Connection, Key, ask_openssh, keys
@@ -251,7 +252,7 @@ class _Meeting:
     def _python(self, machine: survey.Survey) -> None:
         if machine.python_is_new_enough:
             return
-        oldest = ".".join(map(str, survey.OLDEST_PYTHON))
+        oldest = ".".join(map(str, OLDEST_PYTHON))
         what = f"{machine.interpreter} is Python {machine.python}" if machine.python else "there is no Python 3"
         self._contact.problems.append(
             UserError(
@@ -282,10 +283,8 @@ class _Meeting:
             return
         else:
             text = machine.authorized_keys
-            reply = self._connection.run(
-                survey.command(survey.WRITE_AUTHORIZED_KEYS),
-                text if present else authorized_keys.extended(text, key),
-            )
+            content = text if present else authorized_keys.extended(text, key)
+            reply = self._connection.run(survey.command(survey.write_authorized_keys(content)), content)
             if reply.status:
                 raise UserError(
                     f"~/.ssh/authorized_keys of {machine.user} cannot be written: {reply.words}",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-OLDEST_PYTHON = (3, 9)
+from kubewright.preflight import python_is_new_enough
+
 # A login shell may print anything before and after; only what comes between these is an answer.
 _BEGIN, _KEYS = "kubewright-begin", "kubewright-authorized-keys"
 
@@ -38,8 +39,9 @@ LC_ALL=C exec cat "$d/authorized_keys"
 # POSIX: what strerror says of ENOENT in the C locale. It is no failure: a user without the file lets no key in yet.
 _NO_FILE = "No such file or directory"
 
-# The new content comes by standard input. A link is followed, so that it stays one.
-WRITE_AUTHORIZED_KEYS = """\
+# The new content comes by standard input, of which a connection that breaks brings only a part. A link is followed, so
+# that it stays one.
+_WRITE_AUTHORIZED_KEYS = """\
 set -e
 umask 077
 d=$HOME/.ssh
@@ -50,6 +52,10 @@ if [ -L "$f" ]; then f=$(readlink -f "$f"); fi
 t=$f.kubewright-$$
 trap "rm -f \\"$t\\"" EXIT
 cat >"$t"
+if [ "$(wc -c <"$t")" -ne {length} ]; then
+  echo "it arrived only in part" >&2
+  exit 1
+fi
 chmod 600 "$t"
 mv -f "$t" "$f"
 if command -v restorecon >/dev/null; then restorecon -F "$d" "$f" || true; fi
@@ -79,7 +85,7 @@ class Survey:
     @property
     def python_is_new_enough(self) -> bool:
         """Whether what runs on machines would run with this Python."""
-        return tuple(int(part) for part in self.python.split(".")[:2]) >= OLDEST_PYTHON if self.python else False
+        return bool(self.python) and python_is_new_enough(self.python)
 
     @property
     def modes_are_safe(self) -> bool:
@@ -91,6 +97,11 @@ def script(pythons: Sequence[str]) -> str:
     """The questions. `pythons`: names or paths of interpreters, in the order in which Ansible tries them."""
     names = " ".join(f'"{name}"' for name in pythons)
     return _QUESTIONS.format(begin=_BEGIN, keys=_KEYS, pythons=names)
+
+
+def write_authorized_keys(content: str) -> str:
+    """A script that replaces ~/.ssh/authorized_keys with its standard input, which must be all of `content`."""
+    return _WRITE_AUTHORIZED_KEYS.replace("{length}", str(len(content.encode())))
 
 
 def command(text: str) -> str:
