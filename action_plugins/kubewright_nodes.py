@@ -78,7 +78,7 @@ class ActionModule(ActionBase):
             absent = nodes.missing(list(required), listed["body"]["items"])
             if self._task.check_mode:
                 there = {name: node for name, node in required.items() if name not in absent}
-                marked = self._mark(there)
+                marked = self._mark(there, listed["body"]["items"])
                 changed = bool(good or absent) or marked["changed"]
                 return {**marked, "changed": changed, "approved": [], "missing": absent}
             if good:
@@ -87,7 +87,7 @@ class ActionModule(ActionBase):
                 continue
             mute = [name for name, answer in zip(required, kubelets, strict=True) if answer["status"] != 200]
             if not absent and (not mute or bad):
-                return self._conclude(required, approved, bad)
+                return self._conclude(required, listed["body"]["items"], approved, bad)
             if time.monotonic() > deadline:
                 raise UserError(
                     f"no answer of the kubelet to the API server within {timeout:.0f} s: {', '.join(absent or mute)}",
@@ -111,8 +111,11 @@ class ActionModule(ActionBase):
             ]
         )
 
-    def _mark(self, there: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Labels and taints of registered nodes: {changed, diff}; in check mode what they would be."""
+    def _mark(self, there: dict[str, dict[str, Any]], items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Labels and taints of registered nodes: {changed, diff}; in check mode what they would be.
+
+        `items`: the nodes as the API lists them.
+        """
         marked = self._execute_module(
             module_name="kubewright_objects",
             module_args={
@@ -123,8 +126,7 @@ class ActionModule(ActionBase):
         )
         if marked.get("failed") or marked.get("unreachable"):
             raise UserError(str(marked.get("msg")))
-        [listed] = self._ask([{"method": "GET", "path": "/api/v1/nodes"}])
-        registered = {item["metadata"]["name"]: item for item in listed["body"]["items"]}
+        registered = {item["metadata"]["name"]: item for item in items}
         patches = {name: patch for name, node in there.items() if (patch := nodes.taint_patch(node, registered[name]))}
         if patches and not self._task.check_mode:
             kind = "application/json-patch+json"
@@ -141,9 +143,13 @@ class ActionModule(ActionBase):
         return {"changed": bool(marked["changed"] or patches), "diff": diff}
 
     def _conclude(
-        self, required: dict[str, dict[str, Any]], approved: list[str], bad: dict[str, list[str]]
+        self,
+        required: dict[str, dict[str, Any]],
+        items: list[dict[str, Any]],
+        approved: list[str],
+        bad: dict[str, list[str]],
     ) -> dict[str, Any]:
-        marked = self._mark(required)
+        marked = self._mark(required, items)
         if bad:
             lines = "; ".join(f"{name}: {', '.join(reasons)}" for name, reasons in bad.items())
             raise UserError(

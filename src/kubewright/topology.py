@@ -14,7 +14,6 @@ from typing import Any
 from kubewright import versions
 
 Network = ipaddress.IPv4Network
-_ADMINISTRATOR = {"ca": "ca", "cert": "admin", "key": "admin-key"}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -101,7 +100,9 @@ class Cluster:
             # From a master, with the administrator's certificate.
             "api_access": {
                 "server": f"https://127.0.0.1:{self.api_port}",
-                **{kind: f"/opt/kubernetes/ssl/{name}.pem" for kind, name in _ADMINISTRATOR.items()},
+                "ca": "/opt/kubernetes/ssl/ca.pem",
+                "cert": "/opt/kubernetes/ssl/admin.pem",
+                "key": "/opt/kubernetes/ssl/admin-key.pem",
             },
             "api_service_address": self.api_service_address,
             "dns_service_address": self.dns_service_address,

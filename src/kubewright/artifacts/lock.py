@@ -44,9 +44,22 @@ class Lock:
 def load(path: Path) -> Lock:
     """Read and check the lock file; UserError names what is wrong with it."""
     try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}", "git checkout artifacts.lock.yml") from error
+        text = path.read_text()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return parse(text, path)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read: {error}", "git checkout artifacts.lock.yml")
+
+
+def parse(text: str, path: Path) -> Lock:
+    """Check the text of a lock file; `path` is what messages call it."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise _unreadable(path, error) from error
     wrong = _wrong(data)
     if wrong:
         raise UserError(f"{path}: {wrong}", "correct it, or git checkout artifacts.lock.yml")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from kubewright.artifacts.lock import load
+from kubewright.artifacts.lock import load, parse
 from kubewright.errors import UserError
+from kubewright.files import write_file
 
 _HEADER = """---
 # Every artifact: version, where each source has it, and the sha256 that it must have.
@@ -102,18 +101,8 @@ def rewrite(path: Path, archive: Archive) -> list[str]:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = None
+    parse(text, path)
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            temporary = Path(stream.name)
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(path.stat().st_mode & 0o777)
-        load(temporary)
-        temporary.replace(path)
+        write_file(path, text, path.stat().st_mode & 0o777)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}", "the old one is still there") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)

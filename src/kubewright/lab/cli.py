@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from kubewright.lab import machine as machines
 from kubewright.lab.host import complete_path, parse_cgroups, probe, require_programs, require_root, require_space
 from kubewright.lab.image import ensure_image, find_image, remove_tree
 from kubewright.lab.labs import host_lock, lab_called, labs, leave_host, machines_there, register
+from kubewright.lab.lock import locked
 from kubewright.lab.model import LABS, LabSpec, Machine
 from kubewright.lab.modules import MODULES, remembered
 from kubewright.lab.network import ensure_network, remove_network
@@ -79,20 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _lock(spec: LabSpec) -> Iterator[None]:
+def _lock(spec: LabSpec) -> contextlib.AbstractContextManager[None]:
     """Keep out other commands that change the same lab; the inventory directory itself is the lock, if it is there."""
     directory = spec.inventory if spec.inventory.is_dir() else spec.directory
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("waiting for another lab command to end", flush=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    return locked(directory, lambda: _say("waiting for another lab command to end"))
 
 
 def _say(text: str) -> None:

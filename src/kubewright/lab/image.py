@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from kubewright.cache import cache_directory, settle
 from kubewright.errors import UserError
 from kubewright.lab.apt import AptSource, host_source
 from kubewright.lab.host import require_space
+from kubewright.lab.lock import locked
 from kubewright.lab.run import run, succeeds
 
 Say = Callable[[str], None]
@@ -130,13 +130,9 @@ def ensure_image(say: Say) -> str:
     if not (final / "rootfs").is_dir():
         require_space(images, _NEEDED_SPACE, "the base image of the machines")
         images.mkdir(parents=True, exist_ok=True)
-        lock = os.open(images, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(images):
             if not (final / "rootfs").is_dir():
                 _build(source, images, final, say)
-        finally:
-            os.close(lock)
     return final.name
 
 

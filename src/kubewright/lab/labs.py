@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import json
-import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kubewright.errors import UserError
 from kubewright.files import write_file
+from kubewright.lab.lock import locked
 from kubewright.lab.model import LABS, RUNTIME, LabSpec, Machine
 from kubewright.lab.modules import MODULES, unload
 
 _RECORD = "lab.json"
 
 
-@contextlib.contextmanager
-def host_lock() -> Iterator[None]:
-    """Keep other labs from coming or going. Locks a directory that is always there: nothing is left behind."""
-    descriptor = os.open(LABS.parent.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def host_lock() -> AbstractContextManager[None]:
+    """Keep other labs from coming or going, by a directory that is always there."""
+    return locked(LABS.parent.parent)
 
 
 def register(spec: LabSpec) -> None:
