@@ -1,4 +1,4 @@
-# make lab | test | bench | lint | down: each does its own set-up.
+# make lab | test | bench | bench-pki | lint | down: each does its own set-up.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -35,4 +35,7 @@ test: setup ## Everything that CI runs
 bench: setup ## Measure installs and re-runs, write docs/benchmarks.md
 	@python -m kubewright.bench -i $(INVENTORY)
 
-.PHONY: help setup lab down lint test bench
+bench-pki: setup ## Compare kubepki with cfssl, write docs/benchmarks.md
+	@python tests/pki/bench.py
+
+.PHONY: help setup lab down lint test bench bench-pki
