@@ -6,7 +6,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -389,7 +389,10 @@ def parse(data: object) -> Spec:
 
 
 def load(path: Path) -> Spec:
-    """The specification in a YAML file. SpecError; StoreError when it cannot be read."""
+    """The specification in a YAML file. SpecError; StoreError when it cannot be read.
+
+    Relative paths in it (`password: file:PATH`) begin where the file is.
+    """
     import yaml  # noqa: PLC0415 - whoever has the data already does not need it
 
     try:
@@ -400,4 +403,10 @@ def load(path: Path) -> Spec:
         raise StoreError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
-    return parse(data)
+    found = parse(data)
+    return replace(found, authorities={n: _beside(path, one) for n, one in found.authorities.items()})
+
+
+def _beside(path: Path, authority: Authority) -> Authority:
+    kind, _, rest = authority.password.partition(":")
+    return replace(authority, password=f"file:{path.parent / rest}") if kind == "file" else authority
