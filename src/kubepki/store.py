@@ -142,9 +142,9 @@ def passes(directory: Path, who: Owner) -> bool:
 def make_directory(path: Path, mode: int) -> None:
     """Make a directory with its parents, of which those that are new get the mode too. StoreError."""
     missing = [path]
-    while not missing[-1].parent.exists():
-        missing.append(missing[-1].parent)
     try:
+        while not missing[-1].parent.exists():
+            missing.append(missing[-1].parent)
         for one in reversed(missing):
             with suppress(FileExistsError):
                 one.mkdir(0o700)
@@ -232,9 +232,7 @@ def replace(groups: Iterable[Sequence[File]]) -> None:
     except OSError as error:
         raise StoreError(f"{error.filename or 'the disk'}: {error.strerror}", "mend that and run again") from error
     finally:
-        # What has been renamed is not there any more.
-        for path in made:
-            path.unlink(missing_ok=True)
+        _discard(made)
 
 
 def probe(directory: Path, owners: Iterable[Owner]) -> None:
@@ -244,7 +242,13 @@ def probe(directory: Path, owners: Iterable[Owner]) -> None:
         for one in owners:
             _stage(File(directory / "files", b"", 0o600, one), directory / "files", made, flush=False)
     finally:
-        for path in made:
+        _discard(made)
+
+
+def _discard(made: Iterable[Path]) -> None:
+    """Remove temporary files; those that were renamed are not there any more."""
+    for path in made:
+        with suppress(OSError):
             path.unlink(missing_ok=True)
 
 
