@@ -592,6 +592,37 @@ def test_two_certificates_on_one_path(specification: Path) -> None:
     assert not (specification.parent / "pki").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: " + "[" * 100000, "nested more than 50 levels deep"),
+        ("- " * 100000, "nested more than 50 levels deep"),
+        (
+            "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8]\n"
+            + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]\n" for n in range(1, 20))
+            + "cas: *a19",
+            "aliases stand for more than 1000000 values",
+        ),
+        ("cas: 2024-13-45", "no YAML: month must be in 1..12"),
+        ("cas: {k: &k {cn: k}, l: *k, m: *nothing}", "found undefined alias"),
+        ("cas: {k: {cn: \xff}}", "no YAML: 'utf-8' codec"),
+        ("[1", "no YAML: while parsing a flow sequence"),
+    ],
+)
+def test_what_is_no_yaml_is_said_at_once(specification: Path, text: str, message: str) -> None:
+    specification.write_bytes(text.encode("latin-1"))
+    status, out, err = kubepki("plan", specification)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"kubepki: the PKI specification is wrong:\n  - {specification}: ")
+    assert message in err
+    assert len(err) < 500
+
+
+def test_a_file_is_no_directory(specification: Path) -> None:
+    specification.write_text(yaml.safe_dump(leaf(1, path="s.pem/c")))
+    assert "certificate 'c': its directory s.pem is a file of certificate 's'" in kubepki("plan", specification)[2]
+
+
 def test_a_specification_of_more_than_ten_megabytes(specification: Path) -> None:
     specification.write_text("#" * (11 << 20))
     assert kubepki("plan", specification) == (
