@@ -8,12 +8,19 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from kubepki import reconcile, spec
+from kubepki import manage, reconcile, spec
 from kubepki.errors import KubepkiError
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "spec": {"type": "dict", "required": True},
+    "directory": {"type": "path", "required": True},
+    # Where the password is, not the password.
+    "old_password": {"type": "str", "default": "", "no_log": False},
+}
 
 
 class ActionModule(ActionBase):
-    """Plans in check mode, issues otherwise; no key material in results."""
+    """Plans in check mode, issues and repairs otherwise; no key material in results."""
 
     _supports_check_mode = True
     _requires_connection = False
@@ -21,31 +28,27 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return every decision with its reasons."""
         super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec(_ARGUMENTS)
+        step = reconcile.plan if self._task.check_mode else reconcile.apply
         try:
-            wanted = spec.parse(self._task.args["spec"])
-            directory = Path(str(self._task.args["directory"]))
-            step = reconcile.plan if self._task.check_mode else reconcile.apply
-            plan = step(wanted, directory, datetime.now(UTC))
-        except KubepkiError as error:
+            found = step(
+                spec.parse(arguments["spec"]),
+                Path(arguments["directory"]),
+                datetime.now(UTC),
+                arguments["old_password"],
+            )
+        except (KubepkiError, OSError) as error:
             return {"failed": True, "msg": str(error)}
-        except OSError as error:
-            # Unreadable, or full: a pair that was half replaced does not match, which the next run sees and cures.
-            return {"failed": True, "msg": f"{error.filename or directory}: {error.strerror}; mend that and run again"}
-        reasons = "".join(f"{i.name}: issue, {'; '.join(i.reasons)}\n" for i in plan.items if i.action == "issue")
+        said = manage.report(found)
+        reasons = [f"{item.name}: {item.action}, {'; '.join(item.reasons)}\n" for item in found.items if item.reasons]
         return {
-            "changed": bool(plan.issued),
-            "certificates": [
-                {
-                    "name": item.name,
-                    "action": item.action,
-                    "reasons": list(item.reasons),
-                    "serial": item.serial,
-                    "not_after": item.not_after,
-                }
-                for item in plan.items
-            ],
-            "issued": list(plan.issued),
-            "files": list(plan.files),
-            "warnings": list(plan.warnings),
-            "diff": {"prepared": reasons},
+            "changed": found.changed,
+            "certificates": said["items"],
+            "issued": list(found.issued),
+            "repaired": list(found.repaired),
+            "files": list(found.files),
+            "same_as": dict(found.same_as),
+            "consumers": said["consumers"],
+            "warnings": said["warnings"],
+            "diff": {"prepared": "".join(reasons)},
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from kubepki import spec
 from kubepki.errors import SpecError
 from kubewright import certificates, custody, podnetwork, preflight, stages, topology, variables
 from kubewright.errors import UserError
+from kubewright.machine.facts import certificates as digests
 
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
 
@@ -112,8 +112,11 @@ class ActionModule(ActionBase):
         inventory = Path(str(self._vars["inventory_dir"]))
         pki = Path(str(self._templar.template(self._vars.get("pki_directory")) or inventory / "pki"))
         # A CA without its key is of no use here; what that means is for the stage pki to say.
-        there = [path for name in custody.CAS if (path := pki / name).is_file()]
-        cas = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
+        cas = {}
+        for path in [path for name in custody.CAS if (path := pki / name).is_file()]:
+            bundle = path.with_name(f"{path.stem}-bundle.pem")
+            texts = [one.read_text(errors="replace") for one in (path, bundle) if one.is_file()]
+            cas[path.name] = [digest for text in texts for digest in digests(text)]
         secrets = inventory / "secrets"
         held = [name for name in (custody.ENCRYPTION_KEY, *custody.TOKEN) if (secrets / name).is_file()]
         return custody.problems(facts, cas, str(pki), held, str(secrets), run)

@@ -125,12 +125,8 @@ def _main(call: Call) -> None:
         for _, _, content in files:
             sys.stdout.buffer.write(content)
         return
-    for _, kind, content in files:
-        path = Path(f"{base}{kind.ending}")
-        try:
-            store.write(path, content, kind.mode)
-        except OSError as error:
-            raise StoreError(f"{path}: {error.strerror}", "what was there is still there") from error
+    # All or none: a new key beside an old certificate serves nobody.
+    store.replace([[store.File(Path(f"{base}{kind.ending}"), content, kind.mode) for _, kind, content in files]])
 
 
 main = calls.command(

@@ -35,6 +35,8 @@ _COMMANDS: dict[str, _Command] = {
     "info": _Command("kubepki.cfssl_show", "info", "ask a cfssl server what it signs with"),
     "print-defaults": _Command("kubepki.cfssl_show", "print_defaults", "templates of the JSON files"),
     "version": _Command("kubepki.cfssl_show", "version", "show the version"),
+    "plan": _Command("kubepki.manage", "plan", "what a specification would change in its directory, and why"),
+    "apply": _Command("kubepki.manage", "apply", "issues and repairs what `plan` finds"),
 }
 
 

@@ -100,14 +100,19 @@ def alternative_names(names: Iterable[Name]) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([general_name(name) for name in ordered])
 
 
-def for_certificate(wanted: Certificate, key: PrivateKey, ca: x509.Certificate, now: datetime) -> Template:
-    """The template of a certificate in a specification, that never outlives its CA."""
+def leaf_key_usages(wanted: Certificate, key: PrivateKey) -> set[str]:
+    """The attributes of the KeyUsage of a certificate in a specification."""
     bits = usages.key(wanted.profile.usages)
     if wanted.profile.adapted and isinstance(key, rsa.RSAPrivateKey):
         bits.add("key_encipherment")
+    return bits
+
+
+def for_certificate(wanted: Certificate, key: PrivateKey, ca: x509.Certificate, now: datetime) -> Template:
+    """The template of a certificate in a specification, that never outlives its CA."""
     return Template(
         subject=subject(wanted.cn, wanted.o),
-        key_usages=frozenset(bits),
+        key_usages=frozenset(leaf_key_usages(wanted, key)),
         extended_usages=tuple(usages.extended(wanted.profile.usages)),
         not_before=max(now - BACKDATE, ca.not_valid_before_utc),
         not_after=min(end_of(now, wanted.expiry), ca.not_valid_after_utc),

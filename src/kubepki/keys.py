@@ -66,6 +66,12 @@ def public_pem(key: PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
+def is_encrypted(content: bytes) -> bool:
+    """Whether a PEM text holds a private key that needs a password."""
+    found = _BLOCK.search(content)
+    return found is not None and (found[1].startswith(b"ENCRYPTED") or b"Proc-Type: 4,ENCRYPTED" in content)
+
+
 def load(content: bytes, where: str, password: Callable[[], bytes] | None = None) -> PrivateKey:
     """The private key in a PEM text. PrivateKeyError; `where` is what its messages call the text.
 
@@ -77,7 +83,7 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
         raise PrivateKeyError(f"{where} {what}", "a key begins with -----BEGIN PRIVATE KEY-----", 2002)
     if found[1] == _ODD_LABEL:
         content = content.replace(_ODD_LABEL, b"PRIVATE KEY")
-    encrypted = found[1].startswith(b"ENCRYPTED") or b"Proc-Type: 4,ENCRYPTED" in content
+    encrypted = is_encrypted(content)
     secret = password() if encrypted and password else b""
     if encrypted and not secret:
         raise PrivateKeyError(f"{where} is encrypted", "name its password: env:NAME or file:PATH", 2100)

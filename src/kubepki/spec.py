@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ _OWNER = re.compile(r"[a-z_][a-z0-9_-]*(:[a-z_][a-z0-9_-]*)?")
 _COMMON_NAME_LENGTH = 64
 _CURVES = (256, 384, 521)
 _LARGEST = 10 * 2**20
+# More than any specification has, and less than anything suffers from.
+_DEEPEST = 50
+_MOST_BY_ALIASES = 1_000_000
 # What a certificate, or a CA, is for in a cluster: `rules` says what each must have.
 CA_ROLES = ("kubernetes", "etcd", "front-proxy", "kubelet-signer")
 ROLES = (
@@ -383,21 +386,62 @@ def parse(data: object) -> Spec:
     for path, whose in _files(authorities, keypairs, certificates):
         if owners.setdefault(path, whose) != whose:
             reader.problems.append(f"{whose}: its file {path} is that of {owners[path]} as well; give one another path")
+    for certificate in certificates:
+        for parent in Path(certificate.path).parents:
+            if str(parent) in owners:
+                reader.problems.append(
+                    f"certificate {certificate.name!r}: its directory {parent} is a file of {owners[str(parent)]}; "
+                    "give it another path"
+                )
     if reader.problems:
         raise SpecError(reader.problems)
     return Spec(authorities, keypairs, certificates, cluster)
 
 
+def _refuse_bombs(events: Iterable[Any], where: str) -> None:
+    """SpecError for what kills the parser (it recurses in C), or grows without end by aliases of aliases."""
+    sizes: dict[str, int] = {}
+    begun: list[tuple[str | None, int]] = []
+    added = 0
+    for count, event in enumerate(events, 1):
+        kind = type(event).__name__
+        if kind in ("SequenceStartEvent", "MappingStartEvent"):
+            begun.append((event.anchor, count + added))
+            if len(begun) > _DEEPEST:
+                raise SpecError([f"{where}: nested more than {_DEEPEST} levels deep; this is no specification"])
+        elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+            anchor, start = begun.pop()
+            if anchor:
+                sizes[anchor] = count + added - start
+        elif kind == "AliasEvent":
+            added += sizes.get(event.anchor, 1)
+            if added > _MOST_BY_ALIASES:
+                raise SpecError([f"{where}: aliases stand for more than {_MOST_BY_ALIASES} values; write them out"])
+
+
 def load(path: Path) -> Spec:
-    """The specification in a YAML file. SpecError; StoreError when it cannot be read."""
+    """The specification in a YAML file. SpecError; StoreError when it cannot be read.
+
+    Relative paths in it (`password: file:PATH`) begin where the file is.
+    """
     import yaml  # noqa: PLC0415 - whoever has the data already does not need it
 
     try:
         if path.stat().st_size > _LARGEST:
             raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB; this is no specification")
-        data = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe loader, in C where there is one
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        _refuse_bombs(yaml.parse(text, Loader=loader), str(path))
+        data = yaml.load(text, loader)  # noqa: S506 - a safe loader, in C where there is one
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # ValueError: no UTF-8, and dates such as 2024-13-45.
         raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
-    return parse(data)
+    found = parse(data)
+    return replace(found, authorities={n: _beside(path, one) for n, one in found.authorities.items()})
+
+
+def _beside(path: Path, authority: Authority) -> Authority:
+    kind, _, rest = authority.password.partition(":")
+    return replace(authority, password=f"file:{path.parent / rest}") if kind == "file" else authority

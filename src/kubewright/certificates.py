@@ -15,11 +15,22 @@ from kubewright.topology import Cluster, Machine
 _KUBE = "/opt/kubernetes/ssl"
 _ETCD = "/opt/etcd/ssl"
 _FLANNEL = "/opt/flannel/ssl"
+_API = ("kube-apiserver",)
 
 
 def _certificate(
-    name: str, ca: str, cn: str, profile: str, expiry: str, *, hosts: list[str] | None = None, o: str = ""
+    name: str,
+    ca: str,
+    cn: str,
+    profile: str,
+    expiry: str,
+    role: str,
+    consumers: tuple[str, ...] = (),
+    *,
+    hosts: list[str] | None = None,
+    o: str = "",
 ) -> dict[str, Any]:
+    """One entry of the specification; `consumers` are systemd units without their suffix."""
     return {
         "name": name,
         "ca": ca,
@@ -28,6 +39,8 @@ def _certificate(
         "hosts": hosts or [],
         "profile": profile,
         "expiry": expiry,
+        "role": role,
+        "consumers": list(consumers),
     }
 
 
@@ -47,40 +60,70 @@ def _api_names(cluster: Cluster) -> list[str]:
     return list(dict.fromkeys([*names, *cluster.api_extra_sans]))
 
 
+# Certificate of a client -> (CA, common name, role, units that present it).
+_CLIENTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
+    "apiserver-kubelet-client": ("kubernetes", "kube-apiserver-kubelet-client", "apiserver-kubelet-client", _API),
+    "apiserver-etcd-client": ("etcd", "kube-apiserver-etcd-client", "apiserver-etcd-client", _API),
+    "front-proxy-client": ("front-proxy", "front-proxy-client", "front-proxy-client", _API),
+    "kube-controller-manager": (
+        "kubernetes",
+        "system:kube-controller-manager",
+        "controller-manager",
+        ("kube-controller-manager",),
+    ),
+    "kube-scheduler": ("kubernetes", "system:kube-scheduler", "scheduler", ("kube-scheduler",)),
+    "kube-proxy": ("kubernetes", "system:kube-proxy", "kube-proxy", ("kube-proxy",)),
+    "etcd-client": ("etcd", "kube-etcd-healthcheck-client", "etcd-client", ()),
+    "flanneld": ("etcd", "flanneld", "etcd-client", ("flanneld",)),
+}
+# CA -> (common name, units that trust it); their names are their roles.
+_AUTHORITIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "kubernetes": (
+        "kubernetes-ca",
+        ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"),
+    ),
+    "kubelet-signer": ("kubernetes-kubelet-signer", ("kube-apiserver", "kube-controller-manager", "kubelet")),
+    "etcd": ("etcd-ca", ("etcd", "kube-apiserver", "flanneld")),
+    "front-proxy": ("kubernetes-front-proxy-ca", ("kube-apiserver",)),
+}
+
+
 def spec(cluster: Cluster) -> dict[str, Any]:
     """The specification that kubepki reconciles: CAs, key pairs, certificates."""
     life = f"{cluster.pki_expiry_hours}h"
-    ca_life = f"{cluster.pki_ca_expiry_hours}h"
     certificates = [
-        _certificate("apiserver", "kubernetes", "kube-apiserver", "server", life, hosts=_api_names(cluster)),
-        _certificate("apiserver-kubelet-client", "kubernetes", "kube-apiserver-kubelet-client", "client", life),
-        _certificate("apiserver-etcd-client", "etcd", "kube-apiserver-etcd-client", "client", life),
-        _certificate("front-proxy-client", "front-proxy", "front-proxy-client", "client", life),
-        _certificate("kube-controller-manager", "kubernetes", "system:kube-controller-manager", "client", life),
-        _certificate("kube-scheduler", "kubernetes", "system:kube-scheduler", "client", life),
-        _certificate("kube-proxy", "kubernetes", "system:kube-proxy", "client", life),
-        _certificate("admin", "kubernetes", "kubernetes-admin", "client", life, o="system:masters"),
-        _certificate("etcd-client", "etcd", "kube-etcd-healthcheck-client", "client", life),
-        _certificate("flanneld", "etcd", "flanneld", "client", life),
+        _certificate(
+            "apiserver", "kubernetes", "kube-apiserver", "server", life, "apiserver", _API, hosts=_api_names(cluster)
+        ),
+        _certificate("admin", "kubernetes", "kubernetes-admin", "client", life, "admin", o="system:masters"),
+    ]
+    certificates += [
+        _certificate(name, ca, cn, "client", life, role, units) for name, (ca, cn, role, units) in _CLIENTS.items()
     ]
     for member in cluster.etcd_members():
-        names = [member.name, member.address, "localhost", "127.0.0.1"]
+        names = [member.name, member.address]
         # etcd's gateway dials its own server with the server certificate, so that one is a client's too.
-        certificates.append(_certificate(f"etcd-server-{member.name}", "etcd", member.name, "peer", life, hosts=names))
-        certificates.append(
-            _certificate(
-                f"etcd-peer-{member.name}", "etcd", member.name, "peer", life, hosts=[member.name, member.address]
+        for kind, hosts in (("server", [*names, "localhost", "127.0.0.1"]), ("peer", names)):
+            certificates.append(
+                _certificate(
+                    f"etcd-{kind}-{member.name}",
+                    "etcd",
+                    member.name,
+                    "peer",
+                    life,
+                    f"etcd-{kind}",
+                    ("etcd",),
+                    hosts=hosts,
+                )
             )
-        )
     return {
         "cas": {
-            "kubernetes": {"cn": "kubernetes-ca", "expiry": ca_life},
-            "kubelet-signer": {"cn": "kubernetes-kubelet-signer", "expiry": ca_life},
-            "etcd": {"cn": "etcd-ca", "expiry": ca_life},
-            "front-proxy": {"cn": "kubernetes-front-proxy-ca", "expiry": ca_life},
+            name: {"cn": cn, "expiry": f"{cluster.pki_ca_expiry_hours}h", "role": name, "consumers": list(units)}
+            for name, (cn, units) in _AUTHORITIES.items()
         },
         "keypairs": {"service-account": {"algo": "rsa", "size": 2048}},
         "certificates": certificates,
+        "cluster": {"service_cidrs": [str(cluster.service_cidr)], "dns_domain": cluster.dns_domain},
     }
 
 
@@ -94,7 +137,7 @@ def _pair(name: str, stem: str) -> list[dict[str, Any]]:
 
 def _for_etcd(machine: Machine) -> list[dict[str, Any]]:
     return [
-        _copy("etcd-ca.pem", f"{_ETCD}/ca.pem"),
+        _copy("etcd-ca-bundle.pem", f"{_ETCD}/ca.pem"),
         *_pair(f"etcd-server-{machine.name}", f"{_ETCD}/server"),
         *_pair(f"etcd-peer-{machine.name}", f"{_ETCD}/peer"),
         *_pair("etcd-client", f"{_ETCD}/client"),
@@ -114,8 +157,8 @@ def _for_master() -> list[dict[str, Any]]:
     )
     return [
         *(entry for name in names for entry in _pair(name, f"{_KUBE}/{name}")),
-        _copy("etcd-ca.pem", f"{_KUBE}/etcd-ca.pem"),
-        _copy("front-proxy-ca.pem", f"{_KUBE}/front-proxy-ca.pem"),
+        _copy("etcd-ca-bundle.pem", f"{_KUBE}/etcd-ca.pem"),
+        _copy("front-proxy-ca-bundle.pem", f"{_KUBE}/front-proxy-ca.pem"),
         _copy("service-account.key", f"{_KUBE}/service-account.key", secret=True),
         _copy("service-account.pub", f"{_KUBE}/service-account.pub"),
     ]
@@ -124,20 +167,23 @@ def _for_master() -> list[dict[str, Any]]:
 def _for_node() -> list[dict[str, Any]]:
     return [
         *_pair("kube-proxy", f"{_KUBE}/kube-proxy"),
-        _copy("etcd-ca.pem", f"{_FLANNEL}/ca.pem"),
+        _copy("etcd-ca-bundle.pem", f"{_FLANNEL}/ca.pem"),
         *_pair("flanneld", f"{_FLANNEL}/flanneld"),
     ]
 
 
 def distribution(cluster: Cluster, machine_name: str) -> list[dict[str, Any]]:
-    """Files of the PKI directory that a machine gets: {source | sources, dest, mode, secret}; only what it needs."""
+    """Files of the PKI directory that a machine gets: {source | sources, dest, mode, secret}; only what it needs.
+
+    What machines trust are the bundles: while a CA is rotated these hold two.
+    """
     machine = cluster.machine(machine_name)
     found: list[dict[str, Any]] = []
     if machine.is_etcd:
         found += _for_etcd(machine)
     if machine.is_master or machine.is_node:
-        client_cas = ["kubernetes-ca.pem", "kubelet-signer-ca.pem"]
-        found.append(_copy("kubernetes-ca.pem", f"{_KUBE}/ca.pem"))
+        client_cas = ["kubernetes-ca-bundle.pem", "kubelet-signer-ca-bundle.pem"]
+        found.append(_copy("kubernetes-ca-bundle.pem", f"{_KUBE}/ca.pem"))
         found.append({"sources": client_cas, "dest": f"{_KUBE}/client-ca.pem", "mode": "0644", "secret": False})
     if machine.is_master:
         found += _for_master()

@@ -6,10 +6,10 @@ live on the old: every member and kubelet refused, every Secret unreadable for g
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-# CA certificate on the controller -> where machines have it as the only content of a file.
+# CA certificate on the controller -> where machines have it; in a rotation beside the other one of the two.
 CAS: Mapping[str, str] = {
     "kubernetes-ca.pem": "/opt/kubernetes/ssl/ca.pem",
     "etcd-ca.pem": "/opt/etcd/ssl/ca.pem",
@@ -21,7 +21,7 @@ TOKEN = ("bootstrap_token_id", "bootstrap_token_secret")
 
 def problems(
     facts: Mapping[str, Mapping[str, Any]],
-    cas: Mapping[str, str],
+    cas: Mapping[str, Iterable[str]],
     pki: str,
     secrets: Collection[str],
     directory: str,
@@ -29,13 +29,14 @@ def problems(
 ) -> list[str]:
     """What the machines have been given and this controller does not have.
 
-    `facts`: machine -> {cas: path -> SHA-256, components}. `cas`: CA -> SHA-256 of the controller's file, of those that
-    are there, in the directory `pki`. `secrets`: names of the files in `directory`. `run`: the stages of
-    this run.
+    `facts`: machine -> {cas: path -> SHA-256 of each certificate, components}. `cas`: the same of the controller's CAs
+    with their bundles, of those that are there, in the directory `pki`; one in common is enough, because a rotation has
+    two. `secrets`: names of the files in `directory`. `run`: the stages of this run.
     """
     found = []
     for name, path in CAS.items():
-        others = [machine for machine, known in facts.items() if known["cas"].get(path, cas.get(name)) != cas.get(name)]
+        own = set(cas.get(name, ()))
+        others = [who for who, known in facts.items() if path in known["cas"] and not own & set(known["cas"][path])]
         if others:
             state = "has another" if name in cas else "has no"
             found.append(

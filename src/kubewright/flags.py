@@ -173,15 +173,20 @@ def _quoted(value: str) -> str:
 
 
 def pki_files(
-    distribution: Sequence[Mapping[str, Any]], directory: str, pending: Sequence[str] = ()
+    distribution: Sequence[Mapping[str, Any]],
+    directory: str,
+    pending: Sequence[str] = (),
+    same_as: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """The distribution of certificates as `files` of a component, with the controller's paths.
 
-    `pending`: files of the directory that a check-mode run would have written anew.
+    `pending`: files of the directory that a check-mode run would have written anew; `same_as`: those of them that would
+    be copies of others, which are there.
     """
+    stand_ins = same_as or {}
     result = []
     for entry in distribution:
-        sources = entry.get("sources") or [entry["source"]]
+        sources = [stand_ins.get(source, source) for source in entry.get("sources") or [entry["source"]]]
         result.append(
             {
                 "path": entry["dest"],

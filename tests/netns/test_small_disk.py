@@ -172,3 +172,40 @@ def test_the_lock_file(disk: Path, tmp_path: Path) -> None:
     assert reply.returncode == 1
     assert f"{disk}/lock.yml: cannot be written: No space left on device\n  the old one is still there" in reply.stderr
     assert reply.stdout.split() == ["full", "lock.yml"]
+
+
+# $0: the disk, $1: a directory with specifications, $2: Python
+_KUBEPKI = """
+mount -t tmpfs -o size=64k,mode=755 tmpfs "$0"
+look() { (cd "$0" && find . -type f | sort | xargs sha256sum); }
+"$2" -m kubepki apply "$1/small.yml" -C "$0/pki" || exit 9
+look > "$1/before"
+"$2" -m kubepki apply "$1/large.yml" -C "$0/pki" && exit 8
+mount -o remount,ro "$0"
+"$2" -m kubepki apply "$1/changed.yml" -C "$0/pki" && exit 7
+"$2" -m kubepki plan "$1/small.yml" -C "$0/pki" || exit 6
+look > "$1/after"
+"""
+
+
+def test_keys_and_certificates(disk: Path, tmp_path: Path) -> None:
+    def specification(name: str, *names: str) -> None:
+        leaves = "".join(f"  - {{name: {one}, ca: k, cn: {name}, profile: client}}\n" for one in names)
+        (tmp_path / f"{name}.yml").write_text(f"cas: {{k: {{cn: k}}}}\ncertificates:\n{leaves}")
+
+    specification("small", "a")
+    specification("changed", "a")
+    # Also the one that is there would be replaced.
+    specification("large", "a", *(f"b{number}" for number in range(20)))
+    reply = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", _KUBEPKI, disk, tmp_path, sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert reply.returncode == 0, reply
+    full, read_only = reply.stderr.split("kubepki: ")[1:]
+    assert full.startswith(f"{disk}/pki/b")
+    assert "cannot be written: No space left on device\n  mend that and run again; the files that are" in full
+    assert read_only.startswith(f"{disk}/pki: cannot be written: Read-only file system\n")
+    assert (tmp_path / "before").read_text() == (tmp_path / "after").read_text() != ""

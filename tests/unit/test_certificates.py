@@ -64,3 +64,22 @@ def test_keys_are_private_everywhere() -> None:
 def test_every_destination_is_there_once() -> None:
     entries = certificates.distribution(build(kube_masters_are_nodes=True), "master01")
     assert len({entry["dest"] for entry in entries}) == len(entries)
+
+
+def test_what_machines_trust_are_bundles() -> None:
+    trust = {"ca.pem", "client-ca.pem", "etcd-ca.pem", "front-proxy-ca.pem"}
+    for machine in ("master01", "node01"):
+        for dest, entry in files(machine, kube_masters_are_nodes=True).items():
+            sources = entry.get("sources") or [entry["source"]]
+            is_bundle = all(source.endswith("-ca-bundle.pem") for source in sources)
+            assert is_bundle == (dest.rpartition("/")[2] in trust), dest
+
+
+def test_the_rules_know_what_each_is_for() -> None:
+    found = spec.parse(certificates.spec(build()))
+    assert all(one.role for one in found.certificates)
+    assert {name: one.role for name, one in found.authorities.items()} == {name: name for name in spec.CA_ROLES}
+    assert [str(network) for network in found.cluster.service_networks] == ["10.0.0.0/24"]
+    # Who presents a certificate of a CA talks to others that do, and trusts it.
+    for one in found.certificates:
+        assert set(one.consumers) <= set(found.authorities[one.ca].consumers)

@@ -3,13 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 from kubewright import custody
+from kubewright.machine import facts
 
 ALL = {custody.ENCRYPTION_KEY, *custody.TOKEN}
-OURS = {"kubernetes-ca.pem": "1", "etcd-ca.pem": "2"}
-GIVEN = {"/opt/kubernetes/ssl/ca.pem": "1", "/opt/etcd/ssl/ca.pem": "2"}
+OURS = {"kubernetes-ca.pem": ["1"], "etcd-ca.pem": ["2"]}
+GIVEN = {"/opt/kubernetes/ssl/ca.pem": ["1"], "/opt/etcd/ssl/ca.pem": ["2"]}
 
 
-def problems(cas: dict[str, str], secrets: set[str], **machines: dict[str, Any]) -> list[str]:
+def problems(cas: dict[str, list[str]], secrets: set[str], **machines: dict[str, Any]) -> list[str]:
     known = {name: {"cas": {}, "components": [], **facts} for name, facts in machines.items()}
     return custody.problems(known, cas, "/i/pki", secrets, "/i/secrets", {"bootstrap", "master"})
 
@@ -23,7 +24,7 @@ def test_the_controller_that_made_the_cluster() -> None:
 
 
 def test_a_fresh_clone_makes_no_second_cas() -> None:
-    found = problems({}, ALL, a={"cas": GIVEN}, b={"cas": {"/opt/kubernetes/ssl/ca.pem": "1"}}, c={})
+    found = problems({}, ALL, a={"cas": GIVEN}, b={"cas": {"/opt/kubernetes/ssl/ca.pem": ["1"]}}, c={})
     assert [problem.split(";")[0] for problem in found] == [
         f"{who}: trust a CA (/opt/{which}/ssl/ca.pem) that this controller does not have: /i/pki has no {which}-ca.pem"
         for who, which in (("a, b", "kubernetes"), ("a", "etcd"))
@@ -31,8 +32,22 @@ def test_a_fresh_clone_makes_no_second_cas() -> None:
 
 
 def test_another_cluster_of_the_same_machines() -> None:
-    [found] = problems({**OURS, "etcd-ca.pem": "9"}, ALL, a={"cas": GIVEN})
+    [found] = problems({**OURS, "etcd-ca.pem": ["9"]}, ALL, a={"cas": GIVEN})
     assert "/i/pki has another etcd-ca.pem" in found
+
+
+def test_a_rotation_has_two_cas() -> None:
+    for machine, controller in ((["1"], ["1", "3"]), (["1", "3"], ["1", "3"]), (["1", "3"], ["3"])):
+        cas = {**OURS, "kubernetes-ca.pem": controller}
+        assert problems(cas, ALL, a={"cas": {"/opt/kubernetes/ssl/ca.pem": machine}}) == []
+    assert problems(OURS, ALL, a={"cas": {"/opt/kubernetes/ssl/ca.pem": []}}) != []
+
+
+def test_certificates_are_compared_whatever_the_lines() -> None:
+    text = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
+    both = facts.certificates("words\n" + text.format("YWFh\nYmJi") + text.format("Y2Nj"))
+    assert both == facts.certificates(text.format("YWFhYmJi")) + facts.certificates(text.format("Y2\r\nNj"))
+    assert (len(set(both)), facts.certificates("none")) == (2, [])
 
 
 def test_the_key_of_secrets_is_never_made_anew() -> None:

@@ -52,3 +52,11 @@ def test_what_a_url_may_hold_is_left_as_it_is() -> None:
     text = flags.environment_file({"HTTPS_PROXY": proxy, "NO_PROXY": ""})
     shell = subprocess.run(["sh", "-c", f'{text}printf %s "$HTTPS_PROXY"'], capture_output=True, text=True, check=True)
     assert shell.stdout == proxy
+
+
+def test_a_trust_bundle_that_is_yet_to_be_made_is_known_already() -> None:
+    entry = {"source": "etcd-ca-bundle.pem", "dest": "/x/ca.pem", "mode": "0644", "secret": False}
+    [found] = flags.pki_files([entry], "/pki", ["etcd-ca-bundle.pem"], {"etcd-ca-bundle.pem": "etcd-ca.pem"})
+    assert (found["sources"], found["pending"]) == (["/pki/etcd-ca.pem"], False)
+    [found] = flags.pki_files([entry], "/pki", ["etcd-ca-bundle.pem"])
+    assert (found["sources"], found["pending"]) == (["/pki/etcd-ca-bundle.pem"], True)

@@ -14,7 +14,7 @@ ALL = ["etcd", "flanneld", "docker", "kube-apiserver", "kubelet", "kube-proxy"]
 
 def facts(components: list[str], *, has_pki: bool = True) -> dict[str, Any]:
     return {
-        name: {"components": components, "cas": {"/opt/kubernetes/ssl/ca.pem": "1"} if has_pki else {}}
+        name: {"components": components, "cas": {"/opt/kubernetes/ssl/ca.pem": ["1"]} if has_pki else {}}
         for name in ("master01", "node01", "node02")
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -97,10 +98,16 @@ def _etcd_members() -> list[dict[str, Any]]:
     ]
 
 
+def certificates(text: str) -> list[str]:
+    """SHA-256 of each certificate of a PEM text, however its lines are broken."""
+    blocks = re.findall("-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", text, re.DOTALL)
+    return [hashlib.sha256("".join(block.split()).encode()).hexdigest() for block in blocks]
+
+
 def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) -> dict[str, Any]:
     """Facts of this machine.
 
-    `cas`: files of CA certificates; the fact has the SHA-256 of those that are there.
+    `cas`: files of CA certificates; the fact has `certificates` of those that are there.
     `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
     `etcd_data`: the data directory of an etcd member.
     """
@@ -117,7 +124,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
         "free_bytes": {path: _free(path) for path in disks},
         "held_ports": {str(port): holder for port, holder in _holders(wanted).items()} if wanted else {},
         "networks": networks(files.read("/proc/net/route")),
-        "cas": {path: files.sha256_of(path) for path in cas if os.path.exists(path)},
+        "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "etcd_members": _etcd_members() if "etcd" in records else [],
