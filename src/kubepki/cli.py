@@ -35,6 +35,9 @@ _COMMANDS: dict[str, _Command] = {
     "info": _Command("kubepki.cfssl_show", "info", "ask a cfssl server what it signs with"),
     "print-defaults": _Command("kubepki.cfssl_show", "print_defaults", "templates of the JSON files"),
     "version": _Command("kubepki.cfssl_show", "version", "show the version"),
+    "check": _Command("kubepki.monitor", "main", "say which certificates end, and what is wrong with them"),
+    "show": _Command("kubepki.show", "show", "certificates, requests, revocation lists and keys in words"),
+    "diff": _Command("kubepki.show", "diff", "what differs between two certificates"),
 }
 
 

@@ -361,7 +361,7 @@ def test_a_plan_names_the_files_that_it_would_write(issued: Path) -> None:
 
 def test_a_certificate_in_words(issued: Path) -> None:
     text = describe.pem((issued / "server.pem").read_bytes()) or ""
-    for line in ("subject CN=m1", "issuer CN=etcd-ca", "SAN ::1", "usage serverAuth", "usage clientAuth"):
+    for line in ("subject CN=m1", "issuer CN=etcd-ca", "SAN ::1", "usage server auth", "usage client auth"):
         assert line in text.splitlines()
     bundle = (issued / "etcd-ca.pem").read_bytes() + (issued / "kube-ca.pem").read_bytes()
     assert (describe.pem(bundle) or "").count("is a CA") == 2
