@@ -372,12 +372,13 @@ class _Chains:
         return None, ""
 
     def _likely(self, certificate: Facts, candidates: Sequence[bytes]) -> list[bytes]:
-        """A bounded number of candidates, those first that have the key that the certificate names."""
+        """A bounded number of candidates: those first that have the key that the certificate names, then roots."""
         wanted = certificate.extensions.authority_key
 
-        def rank(one: bytes) -> tuple[bool, bool]:
+        def rank(one: bytes) -> tuple[bool, bool, bool]:
             extensions = self._found[one].facts.extensions
-            return bool(wanted) and extensions.subject_key != wanted, not extensions.is_ca
+            subject, issuer = self._names[one]
+            return bool(wanted) and extensions.subject_key != wanted, subject != issuer, not extensions.is_ca
 
         return list(itertools.islice(sorted(candidates, key=rank), _TRIES))
 
