@@ -104,6 +104,11 @@ class Judged:
         return self.left.total_seconds() / _DAY
 
     @property
+    def replaced(self) -> bool:
+        """Whether something else took its place everywhere."""
+        return all(spot.place.replaced_by for spot in self.spots)
+
+    @property
     def state(self) -> str:
         """The worst of its findings; `ok` when they are nothing but information."""
         return worst([*self.findings, *(one for spot in self.spots for one in spot.findings)])

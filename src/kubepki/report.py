@@ -75,7 +75,8 @@ def _certificate(judged: Judged, *, colours: bool) -> Iterator[str]:
     purpose = (
         "CA" if found.extensions.is_ca else ", ".join(one.removesuffix(" auth") for one in found.extensions.usages)
     )
-    state = _painted(judged.state, _STATE, colours=colours)
+    word = "replaced" if judged.replaced and judged.state == "ok" else judged.state
+    state = _painted(word, _STATE, colours=colours)
     yield _row(state, f"{math.floor(judged.days)}", f"{found.not_after:%Y-%m-%d}", found.title, issuer, purpose)
     for finding in judged.findings:
         yield from _wrapped(finding)
@@ -119,7 +120,7 @@ def _verdict(judgement: Judgement, *, colours: bool) -> str:
     state = judgement.state
     painted = _painted(state, 0, colours=colours) if colours else state.upper()
     text = f"{painted}: {', '.join(said) or 'nothing to do'}"
-    in_use = [one for one in judgement.certificates if not all(spot.place.replaced_by for spot in one.spots)]
+    in_use = [one for one in judgement.certificates if not one.replaced]
     if in_use:
         first = in_use[0]
         days = math.floor(first.days)

@@ -682,6 +682,7 @@ def test_what_the_kubelet_left_behind_is_not_in_use(tmp_path: Path) -> None:
     assert judgement.exit_code == 0
     assert kinds(judgement, notes=True) == ["expired", "replaced"]
     assert "CN=new ends in" in report.table(judgement).splitlines()[0]
+    assert re.search(r"^replaced +-2 ", report.table(judgement), re.MULTILINE)
     metrics = report.prometheus(judgement)
     assert re.search(r'2026-01-01-10-00-00\.pem".*replaced="true"', metrics)
     assert re.search(r'kubelet-client-current\.pem".*replaced="false"', metrics)
@@ -1069,3 +1070,16 @@ def test_the_go_rule_refuses_whatever_is_no_name(text: str) -> None:
     except ValueError:
         named = False
     assert not (named and check._refused(text))
+
+
+def test_every_finding_is_documented() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "pki-check.md").read_text()
+    listed = page.partition("### What it finds")[2].partition("\nChains")[0]
+    documented = {
+        word
+        for line in listed.splitlines()
+        for word in re.findall(r"`([a-z-]+)`", line.split("|")[1 if "|" in line else 0])
+    }
+    source = Path(str(check.__file__)).read_text()
+    kinds_ = set(re.findall(r'Finding\(\s*"\w+",\s*"([a-z-]+)"', source)) | set(check._OF_TROUBLE) | {"ends-soon"}
+    assert documented == kinds_
