@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
-from kubepki import durations, facts, issue, names
+from kubepki import durations, issue, names
 from kubepki.facts import Facts
 from kubepki.names import Name
 from kubepki.survey import KeyFound, Place, Sighting, Survey, Trouble
@@ -420,7 +420,7 @@ def _no_authority(ca: Sighting) -> str:
 def _raw_names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
     try:
         return certificate.subject.public_bytes(), certificate.issuer.public_bytes()
-    except facts.UNREADABLE:
+    except issue.UNREADABLE:
         return b"", b"?"
 
 
@@ -439,6 +439,6 @@ def _signed(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
             key.verify(signature, signed)
         else:
             return False
-    except (InvalidSignature, *facts.UNREADABLE):
+    except (InvalidSignature, *issue.UNREADABLE):
         return False
     return True

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from kubepki import facts
+from kubepki import facts, issue
 
 # Files with these names are meant to hold something: with nothing in them they are damaged.
 MEANT = (".pem", ".crt", ".cer", ".der")
@@ -153,11 +153,11 @@ class _Collector:
             return
         try:
             self.add(what, der)
-        except facts.UNREADABLE as error:
+        except issue.UNREADABLE as error:
             self.problems.append(f"{called} is damaged: {facts.first_line(error)}")
 
     def add(self, what: str, der: bytes) -> None:
-        """Something in DER; one of facts.UNREADABLE when it is none."""
+        """Something in DER; one of issue.UNREADABLE when it is none."""
         if what == "certificate":
             self.certificates.append(_loaded(der))
         elif what == "request":
@@ -196,7 +196,7 @@ def _key(text: bytes, called: str) -> KeyPiece:
         key = load_pem_private_key(text.replace(_ODD_LABEL, b"PRIVATE KEY"), None, unsafe_skip_rsa_key_validation=True)
     except TypeError:
         return KeyPiece(encrypted=True)
-    except facts.UNREADABLE:
+    except issue.UNREADABLE:
         return KeyPiece(problem=f"{called} is damaged")
     return _public(key, called)
 
@@ -271,7 +271,7 @@ def _der(content: bytes, *, meant: bool) -> Contents:
         try:
             collector.add(what, content)
             return collector.contents()
-        except facts.UNREADABLE as error:
+        except issue.UNREADABLE as error:
             said = said or facts.first_line(error)
     if piece := _der_key(content):
         return Contents(keys=(piece,))
@@ -285,14 +285,14 @@ def _der_key(content: bytes) -> KeyPiece | None:
         return _public(load_der_private_key(content, None, unsafe_skip_rsa_key_validation=True), "private key 1")
     except TypeError:
         return KeyPiece(encrypted=True)
-    except facts.UNREADABLE:
+    except issue.UNREADABLE:
         return None
 
 
 def _loads(load: Callable[[bytes], object], content: bytes) -> bool:
     try:
         load(content)
-    except facts.UNREADABLE:
+    except issue.UNREADABLE:
         return False
     return True
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from kubepki import durations, facts
+from kubepki import durations, facts, issue
 from kubepki.contents import KeyPiece
 from kubepki.facts import Extensions, Facts
 from kubepki.names import Name
@@ -70,7 +70,7 @@ def request(found: x509.CertificateSigningRequest) -> list[str]:
     try:
         valid = found.is_signature_valid
         subject = facts.name(found.subject)
-    except facts.UNREADABLE as error:
+    except issue.UNREADABLE as error:
         return [f"damaged: {facts.first_line(error)}"]
     lines = [f"subject {subject or '(empty)'}", *_extensions(said), f"key {key.kind}"]
     lines.append("signed with its key" if valid else "damaged: its signature is not that of its key")
@@ -91,7 +91,7 @@ def revocations(found: x509.CertificateRevocationList, now: datetime | None = No
                 lines.append(f"and {len(found) - _LISTED} more")
                 break
             lines.append(f"revoked serial {one.serial_number:x} on {one.revocation_date_utc:{_TIME}}")
-    except facts.UNREADABLE as error:
+    except issue.UNREADABLE as error:
         return [f"damaged: {facts.first_line(error)}"]
     return lines
 
@@ -173,6 +173,6 @@ def pem(content: bytes) -> str | None:
         warnings.simplefilter("ignore")
         try:
             found = x509.load_pem_x509_certificates(content)
-        except facts.UNREADABLE:
+        except issue.UNREADABLE:
             return None
         return "\n".join("".join(f"{line}\n" for line in certificate(one)) for one in found)

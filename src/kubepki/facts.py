@@ -11,26 +11,15 @@ from datetime import datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from kubepki import keys, usages
+from kubepki.issue import UNREADABLE
 from kubepki.names import Name
 
-# What cryptography raises for content that it does not like. AttributeError: an empty field of an odd name.
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 _SIGNATURES = {
     oid.dotted_string: name.replace("_WITH_", " with ")
     for name, oid in vars(SignatureAlgorithmOID).items()

@@ -86,7 +86,7 @@ def test_the_days_that_are_left(now: datetime | None, said: str) -> None:
     ("fields", "lines"),
     [
         ({"names": (names.parse("m1"), names.parse("10.0.0.2"))}, ["SAN 10.0.0.1 removed", "SAN 10.0.0.2 added"]),
-        ({"names": SERVER.names[::-1]}, ["SAN: in another order, or given twice"]),
+        ({"names": SERVER.names * 2}, ["SAN: in another order, or given twice"]),
         ({"extended_usages": (usages.CLIENT_AUTH,)}, ["usage server auth removed"]),
         ({"key_usages": frozenset({"digital_signature", "key_encipherment"})}, ["key usage key encipherment added"]),
         ({"is_ca": True, "path_length": 1}, ["is no CA -> is a CA of path length 1"]),
