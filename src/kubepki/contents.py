@@ -32,8 +32,6 @@ from kubepki import facts, issue
 MEANT = (".pem", ".crt", ".cer", ".der")
 # What a kubeconfig may hold, in bytes: several hundred clusters.
 _LARGEST_KUBECONFIG = 2 * 2**20
-# The parser in C overflows its stack below some tens of thousands of levels.
-_DEEPEST = 50
 _MARK = re.compile(rb"^-----(BEGIN|END) ([A-Za-z0-9 ]+)-----[ \t]*\r?$", re.MULTILINE)
 _JOINED = re.compile(rb"-----END [A-Za-z0-9 ]+----------BEGIN ")
 _CERTIFICATE = ("CERTIFICATE", "X509 CERTIFICATE")
@@ -332,14 +330,10 @@ def _parsed(text: str) -> Any:
             pass
     import yaml  # noqa: PLC0415 - most runs meet no kubeconfig
 
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    from kubepki import yamltext  # noqa: PLC0415 - as above
+
     try:
-        depth = 0
-        for event in yaml.parse(text, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise ValueError("it is nested too deeply")
-        return yaml.load(text, loader)  # noqa: S506 - makes nothing but texts, lists and mappings
+        return yamltext.load(text, texts_only=True)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
 

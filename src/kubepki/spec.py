@@ -392,12 +392,14 @@ def load(path: Path) -> Spec:
     """The specification in a YAML file. SpecError; StoreError when it cannot be read."""
     import yaml  # noqa: PLC0415 - whoever has the data already does not need it
 
+    from kubepki import yamltext  # noqa: PLC0415 - as above
+
     try:
         if path.stat().st_size > _LARGEST:
             raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB; this is no specification")
-        data = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe loader, in C where there is one
+        data = yamltext.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
     return parse(data)

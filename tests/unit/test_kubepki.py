@@ -424,3 +424,11 @@ def test_a_certificate_without_usage_is_made_anew(tmp_path: Path) -> None:
     bare = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW, NOW + timedelta(days=9))
     store.write(directory / "client.pem", bare.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM), 0o644)
     assert reasons(directory, DATA) == {"client": "issuer changed; usages are not those of the profile client"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100000, "cas: " + "- " * 100000, "cas: 2026-99-99", "cas: " + "1" * 5000])
+def test_yaml_that_parsers_stumble_over(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.yml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="no YAML"):
+        spec.load(path)
