@@ -37,6 +37,9 @@ _COMMANDS: dict[str, _Command] = {
     "version": _Command("kubepki.cfssl_show", "version", "show the version"),
     "plan": _Command("kubepki.manage", "plan", "what a specification would change in its directory, and why"),
     "apply": _Command("kubepki.manage", "apply", "issues and repairs what `plan` finds"),
+    "check": _Command("kubepki.monitor", "main", "say which certificates end, and what is wrong with them"),
+    "show": _Command("kubepki.show", "show", "certificates, requests, revocation lists and keys in words"),
+    "diff": _Command("kubepki.show", "diff", "what differs between two certificates"),
 }
 
 

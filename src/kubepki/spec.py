@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,8 +23,6 @@ _COMMON_NAME_LENGTH = 64
 _CURVES = (256, 384, 521)
 _LARGEST = 10 * 2**20
 # More than any specification has, and less than anything suffers from.
-_DEEPEST = 50
-_MOST_BY_ALIASES = 1_000_000
 # What a certificate, or a CA, is for in a cluster: `rules` says what each must have.
 CA_ROLES = ("kubernetes", "etcd", "front-proxy", "kubelet-signer")
 ROLES = (
@@ -398,27 +396,6 @@ def parse(data: object) -> Spec:
     return Spec(authorities, keypairs, certificates, cluster)
 
 
-def _refuse_bombs(events: Iterable[Any], where: str) -> None:
-    """SpecError for what kills the parser (it recurses in C), or grows without end by aliases of aliases."""
-    sizes: dict[str, int] = {}
-    begun: list[tuple[str | None, int]] = []
-    added = 0
-    for count, event in enumerate(events, 1):
-        kind = type(event).__name__
-        if kind in ("SequenceStartEvent", "MappingStartEvent"):
-            begun.append((event.anchor, count + added))
-            if len(begun) > _DEEPEST:
-                raise SpecError([f"{where}: nested more than {_DEEPEST} levels deep; this is no specification"])
-        elif kind in ("SequenceEndEvent", "MappingEndEvent"):
-            anchor, start = begun.pop()
-            if anchor:
-                sizes[anchor] = count + added - start
-        elif kind == "AliasEvent":
-            added += sizes.get(event.anchor, 1)
-            if added > _MOST_BY_ALIASES:
-                raise SpecError([f"{where}: aliases stand for more than {_MOST_BY_ALIASES} values; write them out"])
-
-
 def load(path: Path) -> Spec:
     """The specification in a YAML file. SpecError; StoreError when it cannot be read.
 
@@ -426,17 +403,15 @@ def load(path: Path) -> Spec:
     """
     import yaml  # noqa: PLC0415 - whoever has the data already does not need it
 
+    from kubepki import yamltext  # noqa: PLC0415 - as above
+
     try:
         if path.stat().st_size > _LARGEST:
             raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB; this is no specification")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        text = path.read_text(encoding="utf-8")
-        _refuse_bombs(yaml.parse(text, Loader=loader), str(path))
-        data = yaml.load(text, loader)  # noqa: S506 - a safe loader, in C where there is one
+        data = yamltext.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:
-        # ValueError: no UTF-8, and dates such as 2024-13-45.
         raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
     found = parse(data)
     return replace(found, authorities={n: _beside(path, one) for n, one in found.authorities.items()})

@@ -361,7 +361,7 @@ def test_a_plan_names_the_files_that_it_would_write(issued: Path) -> None:
 
 def test_a_certificate_in_words(issued: Path) -> None:
     text = describe.pem((issued / "server.pem").read_bytes()) or ""
-    for line in ("subject CN=m1", "issuer CN=etcd-ca", "SAN ::1", "usage serverAuth", "usage clientAuth"):
+    for line in ("subject CN=m1", "issuer CN=etcd-ca", "SAN ::1", "usage server auth", "usage client auth"):
         assert line in text.splitlines()
     bundle = (issued / "etcd-ca.pem").read_bytes() + (issued / "kube-ca.pem").read_bytes()
     assert (describe.pem(bundle) or "").count("is a CA") == 2
@@ -426,3 +426,11 @@ def test_a_certificate_without_usage_is_made_anew(tmp_path: Path) -> None:
     assert reasons(directory, DATA) == {
         "client": "issuer changed; usage client auth added; key usage digital signature added"
     }
+
+
+@pytest.mark.parametrize("text", ["[" * 100000, "cas: " + "- " * 100000, "cas: 2026-99-99", "cas: " + "1" * 5000])
+def test_yaml_that_parsers_stumble_over(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "spec.yml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="no YAML"):
+        spec.load(path)

@@ -101,7 +101,7 @@ def script(pythons: Sequence[str]) -> str:
 
 def write_authorized_keys(content: str) -> str:
     """A script that replaces ~/.ssh/authorized_keys with its standard input, which must be all of `content`."""
-    return _WRITE_AUTHORIZED_KEYS.replace("{length}", str(len(content.encode())))
+    return _WRITE_AUTHORIZED_KEYS.replace("{length}", str(len(content.encode("utf-8", "surrogateescape"))))
 
 
 def command(text: str) -> str:
