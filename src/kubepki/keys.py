@@ -88,7 +88,9 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
     if encrypted and not secret:
         raise PrivateKeyError(f"{where} is encrypted", "name its password: env:NAME or file:PATH", 2100)
     try:
-        key = serialization.load_pem_private_key(content, secret or None)
+        # Whether its factors are prime takes OpenSSL up to half a second for each RSA key, and damage shows without it.
+        key = serialization.load_pem_private_key(content, secret or None, unsafe_skip_rsa_key_validation=True)
+        _require_consistency(key)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if encrypted:
             raise PrivateKeyError(f"{where} cannot be decrypted", "is it the right password?", 2100) from error
@@ -98,3 +100,20 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size not in _CURVES:
         raise PrivateKeyError(f"{where} is on the curve {key.curve.name}", "use P-256, P-384 or P-521", 2003)
     return key
+
+
+def _require_consistency(key: object) -> None:
+    """ValueError when the numbers of an RSA key do not fit each other (RFC 8017, 3.2)."""
+    if not isinstance(key, rsa.RSAPrivateKey):
+        return
+    found = key.private_numbers()
+    p, q, d, n, e = found.p, found.q, found.d, found.public_numbers.n, found.public_numbers.e
+    fit = (
+        min(p, q) > 2
+        and p * q == n
+        and (d * e) % (p - 1) == (d * e) % (q - 1) == 1
+        and (found.dmp1, found.dmq1) == (d % (p - 1), d % (q - 1))
+        and (found.iqmp * q) % p == 1
+    )
+    if not fit:
+        raise ValueError("the numbers of the key do not fit each other")

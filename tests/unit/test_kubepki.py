@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import os
 import re
 import socket
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kubepki import describe, durations, issue, keys, names, reconcile, spec, store
-from kubepki.errors import SpecError, StoreError
+from kubepki.errors import PrivateKeyError, SpecError, StoreError
+from kubepki.spec import Key
 
 NOW = datetime.now(UTC)
 DATA: dict[str, Any] = {
@@ -434,3 +436,19 @@ def test_yaml_that_parsers_stumble_over(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SpecError, match="no YAML"):
         spec.load(path)
+
+
+def test_a_damaged_rsa_key_is_seen_without_a_long_look() -> None:
+    key = keys.generate(Key("rsa", 2048))
+    pem = keys.traditional_pem(key)
+    assert isinstance(keys.load(pem, "key"), rsa.RSAPrivateKey)
+    der = bytearray(base64.b64decode(b"".join(pem.splitlines()[1:-1])))
+    damaged = 0
+    for position in range(40, len(der), 60):
+        changed = der.copy()
+        changed[position] ^= 1
+        body = base64.encodebytes(changed)
+        with pytest.raises(PrivateKeyError, match="key is damaged"):
+            keys.load(b"-----BEGIN RSA PRIVATE KEY-----\n" + body + b"-----END RSA PRIVATE KEY-----\n", "key")
+        damaged += 1
+    assert damaged > 15
