@@ -40,6 +40,8 @@ _COMMANDS: dict[str, _Command] = {
     "check": _Command("kubepki.monitor", "main", "say which certificates end, and what is wrong with them"),
     "show": _Command("kubepki.show", "show", "certificates, requests, revocation lists and keys in words"),
     "diff": _Command("kubepki.show", "diff", "what differs between two certificates"),
+    "verify": _Command("kubepki.verify", "main", "the PKI directory against the rules of Kubernetes and etcd"),
+    "rotate": _Command("kubepki.rotate", "main", "replace a CA while everything runs"),
 }
 
 

@@ -1,0 +1,36 @@
+"""Flags of the commands that are not cfssl's: a wrong one is a message and exit code 1, as any other mistake."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from kubepki.errors import KubepkiError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises KubepkiError instead of ending the process with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls for a wrong command line."""
+        raise KubepkiError(message, f"{self.prog} -h says more")
+
+
+def add_specification(parser: argparse.ArgumentParser) -> None:
+    """`SPEC` and `-C DIRECTORY`, that all commands about a whole set have."""
+    parser.add_argument("spec", metavar="SPEC", type=Path, help="the specification, a YAML file")
+    parser.add_argument(
+        "-C",
+        "--directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="where keys and certificates are; by default pki/ beside the specification",
+    )
+
+
+def directory(given: argparse.Namespace) -> Path:
+    """The PKI directory that the flags of `add_specification` mean."""
+    spec: Path = given.spec
+    chosen: Path | None = given.directory
+    return chosen or spec.parent / "pki"
