@@ -23,6 +23,8 @@ _COMMON_NAME_LENGTH = 64
 _CURVES = (256, 384, 521)
 _LARGEST = 10 * 2**20
 # More than any specification has, and less than anything suffers from.
+# Files of a CA that is being replaced (see `rotation`): no certificate may take their names.
+_ROTATING = ("-next.pem", "-next-key.pem", "-previous.pem", "-previous-key.pem")
 # What a certificate, or a CA, is for in a cluster: `rules` says what each must have.
 CA_ROLES = ("kubernetes", "etcd", "front-proxy", "kubelet-signer")
 ROLES = (
@@ -342,7 +344,7 @@ def _files(
     found = [
         (f"{one.stem}{end}", f"ca {one.name!r}")
         for one in authorities.values()
-        for end in (".pem", "-key.pem", "-bundle.pem")
+        for end in (".pem", "-key.pem", "-bundle.pem", *_ROTATING)
     ]
     found += [(f"{name}{end}", f"keypair {name!r}") for name in keypairs for end in (".key", ".pub")]
     return found + [

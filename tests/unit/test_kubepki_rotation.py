@@ -26,7 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from kubepki import cli, issue, keys, reconcile, rotation, rules, spec, store, verify
-from kubepki.errors import KubepkiError, PrivateKeyError, RotationError, StoreError
+from kubepki.errors import KubepkiError, PrivateKeyError, RotationError, SpecError, StoreError
 from kubepki.rotation import ISSUE_FROM_NEW, SETTLED, TRUST_BOTH, State
 
 NOW = datetime.now(UTC)
@@ -490,6 +490,13 @@ def test_a_damaged_record_is_a_message(text: str, pki: Path) -> None:
     (pki / "etcd-ca-rotation.json").write_text(text)
     with pytest.raises(StoreError, match=r"rotation\.json is damaged"):
         rotation.state(SPEC, pki, "etcd")
+
+
+def test_no_certificate_takes_the_place_of_a_ca_to_come() -> None:
+    data = copy.deepcopy(DATA)
+    data["certificates"][0]["name"] = "etcd-ca-next"
+    with pytest.raises(SpecError, match=r"etcd-ca-next\.pem is that of ca 'etcd' as well"):
+        spec.parse(data)
 
 
 def test_there_is_nothing_to_rotate_where_nothing_was_made(tmp_path: Path) -> None:
