@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from kubepki.errors import KubepkiError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises KubepkiError instead of ending the process with code 2."""
+    """An ArgumentParser that raises KubepkiError instead of ending the process with code 2, and takes no half flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a wrong command line."""

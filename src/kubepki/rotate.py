@@ -51,11 +51,11 @@ def _parser() -> arguments.Parser:
     status.add_argument("ca", metavar="CA", nargs="?", help="only this one")
     status.add_argument("--json", action="store_true", help="for programs")
     confirm = steps.add_parser("confirm", help="record what a consumer really trusts, or presents")
+    arguments.add_specification(confirm)
     for name, (_, summary) in _STEPS.items():
         step = steps.add_parser(name, help=summary)
         arguments.add_specification(step)
         step.add_argument("ca", metavar="CA", help="its name in the specification")
-    arguments.add_specification(confirm)
     confirm.add_argument("ca", metavar="CA", help="its name in the specification")
     confirm.add_argument("consumer", metavar="CONSUMER", help="as the specification calls it")
     confirm.add_argument(

@@ -625,7 +625,7 @@ def _copy(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
 
 def _retire(files: _Files, pair: tuple[Path, Path], certificate: x509.Certificate) -> None:
     """Move a pair to `retired/`, under a name with its serial number; nothing is lost."""
-    files.retired.mkdir(exist_ok=True)
+    files.retired.mkdir(0o700, exist_ok=True)
     files.retired.chmod(0o700)
     stem = f"{files.stem}-{certificate.serial_number:x}"
     for path, name in ((pair[1], f"{stem}-key.pem"), (pair[0], f"{stem}.pem")):
@@ -637,7 +637,7 @@ def _retire(files: _Files, pair: tuple[Path, Path], certificate: x509.Certificat
 
 def _close(files: _Files, record: _Record, certificate: x509.Certificate, now: datetime) -> None:
     """End a rotation: its record becomes history."""
-    files.retired.mkdir(exist_ok=True)
+    files.retired.mkdir(0o700, exist_ok=True)
     files.retired.chmod(0o700)
     history = files.retired / f"{files.stem}-{certificate.serial_number:x}-rotation.json"
     store.write(history, _json(record, ended=now.astimezone(UTC).isoformat()), 0o600)
