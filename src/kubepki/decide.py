@@ -91,7 +91,11 @@ class Planner:
                 "To start over on machines without a cluster, move the whole directory away",
             )
         if not issue.matches(key, certificate):
-            raise StoreError(f"{key_path} is not the key of {path}", "restore both files from a backup")
+            from kubepki import rotation  # noqa: PLC0415 - only who is in trouble needs it
+
+            step = rotation.interrupted(self.directory, wanted)
+            hint = f"kubepki rotate {step} SPEC {wanted.name} was interrupted; run it again" if step else ""
+            raise StoreError(f"{key_path} is not the key of {path}", hint or "restore both files from a backup")
         if unfit := issue.unfit(certificate, self.now):
             raise StoreError(
                 f"{path} ({certificate.subject.rfc4514_string()}) {unfit}",

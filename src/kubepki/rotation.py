@@ -43,6 +43,7 @@ from kubepki.errors import CertificateError, RotationError, StoreError
 from kubepki.keys import PrivateKey
 from kubepki.rules_x509 import issued_by
 from kubepki.spec import Authority, Certificate, Spec
+from kubepki.store import File
 
 SETTLED = "settled"
 TRUST_BOTH = "trust-both"
@@ -178,6 +179,12 @@ def state(spec: Spec, directory: Path, name: str, *, call: str = "SPEC") -> Stat
     the specification does not have. `call` is what commands in messages call the specification.
     """
     return _state(_rotation(spec, directory, name, call))
+
+
+def interrupted(directory: Path, authority: Authority) -> str:
+    """The step of a CA's rotation in which a run was killed; empty when none was."""
+    record = _load(_Files(directory, authority))
+    return record.doing if record else ""
 
 
 def _state(rotation: _Rotation) -> State:
@@ -594,8 +601,7 @@ def _make_next(rotation: _Rotation, password: bytes, now: datetime) -> x509.Cert
         return certificates.load(path.read_bytes(), str(path))
     key: PrivateKey = keys.generate(rotation.authority.key)
     made = certificates.sign(certificates.for_authority(rotation.authority, now), key.public_key(), key)
-    store.write(key_path, keys.pem(key, password), 0o600)
-    store.write(path, _pem(made), 0o644)
+    store.replace([[File(key_path, keys.pem(key, password), 0o600), File(path, _pem(made), 0o644)]])
     return made
 
 
@@ -617,10 +623,8 @@ def _write_bundle(files: _Files, *, add: Sequence[x509.Certificate], remove: x50
 
 def _copy(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
     """Key and certificate as they are, so that an encrypted key stays encrypted; the key of the old CA may be lost."""
-    certificate = source[0].read_bytes()
-    if source[1].exists():
-        store.write(target[1], source[1].read_bytes(), 0o600)
-    store.write(target[0], certificate, 0o644)
+    pair = [File(target[1], source[1].read_bytes(), 0o600)] if source[1].exists() else []
+    store.replace([[*pair, File(target[0], source[0].read_bytes(), 0o644)]])
 
 
 def _retire(files: _Files, pair: tuple[Path, Path], certificate: x509.Certificate) -> None:

@@ -52,8 +52,7 @@ class Member:
         self.process: subprocess.Popen[bytes] | None = None
 
     def fetch_bundle(self) -> None:
-        bundle = self.pki / "etcd-ca-bundle.pem"
-        shutil.copy(bundle if bundle.exists() else self.pki / "etcd-ca.pem", self.home / "ca.pem")
+        shutil.copy(self.pki / "etcd-ca-bundle.pem", self.home / "ca.pem")
 
     def fetch_pair(self) -> None:
         for end in (".pem", "-key.pem"):

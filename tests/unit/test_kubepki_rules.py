@@ -27,23 +27,11 @@ from kubewright import certificates
 
 NOW = datetime.now(UTC)
 Data = dict[str, Any]
-ROLES = {
-    "kube-controller-manager": "controller-manager",
-    "kube-scheduler": "scheduler",
-    "flanneld": "etcd-client",
-    "service-account": "",
-}
 
 
 def good() -> Data:
     """What kubewright asks for, its administrator apart: that one is a warning by design."""
     data = certificates.spec(build())
-    for name, ca in data["cas"].items():
-        ca.setdefault("role", name)
-    for one in data["certificates"]:
-        name = "-".join(one["name"].split("-")[:2]) if one["name"].startswith("etcd-") else one["name"]
-        one.setdefault("role", ROLES.get(name, name))
-    data.setdefault("cluster", {"service_cidrs": ["10.0.0.0/24"], "dns_domain": "cluster.local"})
     node = {"name": "kubelet", "ca": "kubernetes", "cn": "system:node:node01", "o": ["system:nodes"]}
     data["certificates"] += [
         {**node, "name": "kubelet-client", "profile": "client", "role": "kubelet-client"},
@@ -61,14 +49,6 @@ def by_name(data: Data) -> dict[str, Data]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("rules") / "pki"
     reconcile.apply(spec.parse(good()), directory, NOW)
-    return with_bundles(directory)
-
-
-def with_bundles(directory: Path) -> Path:
-    for ca in directory.glob("*-ca.pem"):
-        bundle = directory / f"{ca.stem}-bundle.pem"
-        if not bundle.exists():
-            shutil.copy(ca, bundle)
     return directory
 
 
@@ -696,7 +676,6 @@ def test_a_thousand_certificates_are_judged_in_seconds(tmp_path: Path) -> None:
     }
     wanted = spec.parse(copy.deepcopy(data))
     reconcile.apply(wanted, tmp_path / "pki", NOW)
-    with_bundles(tmp_path / "pki")
     begin = time.monotonic()
     assert rules.judge(wanted, verify.read(wanted, tmp_path / "pki"), NOW) == []
     assert time.monotonic() - begin < 5
