@@ -7,22 +7,15 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kubepki import reconcile, spec
-from kubepki.errors import KubepkiError
+from kubepki.arguments import Parser, add_specification, directory
 from kubepki.reconcile import Plan
 
 # As `terraform plan -detailed-exitcode` and `diff` have it: 1 is an error.
 _PENDING = 2
 _DONE = {"issue": "issued", "repair": "repaired"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors are ours: one line, a hint, and the exit code 1, because 2 says that there is something to do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise KubepkiError(message, f"{self.prog} -h says more")
 
 
 def plan(argv: list[str]) -> int:
@@ -82,9 +75,9 @@ def lines(found: Plan, *, done: bool) -> list[str]:
 
 
 def _arguments(name: str, argv: list[str], codes: str) -> argparse.Namespace:
-    parser = _Parser(prog=f"kubepki {name}", epilog=codes, allow_abbrev=False)
-    parser.add_argument("spec", type=Path, metavar="SPEC", help="YAML: CAs, key pairs, profiles, certificates")
-    parser.add_argument("-C", "--directory", type=Path, help="the PKI directory (default: pki beside SPEC)")
+    # 2 as argparse has it for a wrong flag would say here that there is something to do.
+    parser = Parser(prog=f"kubepki {name}", epilog=codes)
+    add_specification(parser)
     parser.add_argument("--json", action="store_true", help="for programs: every decision, in one object")
     parser.add_argument(
         "--old-password",
@@ -96,7 +89,7 @@ def _arguments(name: str, argv: list[str], codes: str) -> argparse.Namespace:
 
 
 def _wanted(arguments: argparse.Namespace) -> tuple[spec.Spec, Path]:
-    return spec.load(arguments.spec), arguments.directory or arguments.spec.parent / "pki"
+    return spec.load(arguments.spec), directory(arguments)
 
 
 def _say(found: Plan, *, as_json: bool, done: bool) -> None:
