@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -89,7 +89,8 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
         raise PrivateKeyError(f"{where} is encrypted", "name its password: env:NAME or file:PATH", 2100)
     try:
         key = serialization.load_pem_private_key(content, secret or None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    # An Ed25519 key of another length is an InternalError.
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         if encrypted:
             raise PrivateKeyError(f"{where} cannot be decrypted", "is it the right password?", 2100) from error
         raise PrivateKeyError(f"{where} is damaged", "it was cut or changed: restore it", 2003) from error
