@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,6 +39,15 @@ _OIDS = {
 }
 _DELEGATION = x509.ObjectIdentifier("1.3.6.1.4.1.44363.44")
 _ASN1_NULL = b"\x05\x00"
+# What is no text in UTF-8 (RFC 5280, appendix A.1): a PrintableString, an IA5String.
+_PRINTABLE = (
+    NameOID.COUNTRY_NAME,
+    NameOID.SERIAL_NUMBER,
+    NameOID.DN_QUALIFIER,
+    NameOID.JURISDICTION_COUNTRY_NAME,
+)
+_ASCII = (NameOID.EMAIL_ADDRESS, NameOID.DOMAIN_COMPONENT)
+_PRINTABLE_TEXT = re.compile(r"[A-Za-z0-9 '()+,./:=?-]*")
 # RFC 5280, appendix A.1: the upper bounds of the attributes.
 _LENGTHS = {"CN": 64, "O": 64, "OU": 64, "ST": 128, "L": 128, "serialnumber": 64}
 
@@ -167,6 +177,11 @@ def _oids(reader: Reader, section: Section) -> list[tuple[x509.ObjectIdentifier,
 
 
 def _name(reader: Reader, parts: list[list[tuple[x509.ObjectIdentifier, str]]]) -> x509.Name:
+    for oid, value in (one for part in parts for one in part):
+        if (oid in _PRINTABLE and not _PRINTABLE_TEXT.fullmatch(value)) or (oid in _ASCII and not value.isascii()):
+            allowed = "ASCII" if oid in _ASCII else "letters, digits, blanks and '()+,-./:=?"
+            reader.problem(f"names: X.520 allows {allowed} here: {value!r:.60}")
+            return x509.Name([])
     try:
         return x509.Name(
             [
@@ -231,16 +246,20 @@ def sign(
     ca: CaSettings | None = None,
     extensions: tuple[x509.Extension[x509.ExtensionType], ...] = (),
 ) -> x509.CertificateSigningRequest:
-    """A CSR with the extensions that cfssl puts into one: names, and basic constraints for a CA."""
+    """A CSR with the extensions that cfssl puts into one: names, and basic constraints for a CA. RequestError."""
     builder = x509.CertificateSigningRequestBuilder(subject_name=subject)
     if hosts:
         builder = builder.add_extension(issue.alternative_names(hosts), critical=False)
     if ca:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=ca.path_length), critical=True)
-    for extension in extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
     digest: hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None = keys.digest(key)
-    return builder.sign(key, digest)
+    try:
+        for extension in extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        return builder.sign(key, digest)
+    except (ValueError, TypeError) as error:
+        # Such as one extension twice.
+        raise RequestError(f"such a request cannot be made: {error}", "look at names and extensions") from error
 
 
 def load(content: bytes, where: str) -> x509.CertificateSigningRequest:
