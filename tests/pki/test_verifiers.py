@@ -34,7 +34,7 @@ def _bare(ca: Made, name: str) -> Made:
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(ca.key, hashes.SHA256())  # type: ignore[arg-type] - a P-256 key
+        .sign(ca.key, hashes.SHA256())
     )
     return Made(certificate, key)
 
@@ -107,7 +107,7 @@ def test_requests_and_revocation_lists_before_go(root: Made) -> None:
     request = (
         x509.CertificateSigningRequestBuilder(root.certificate.subject)
         .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())  # type: ignore[arg-type] - an RSA key
+        .sign(key, hashes.SHA256())
         .public_bytes(Encoding.PEM)
     )
     answer = verifiers.go_request(request)
@@ -120,7 +120,7 @@ def test_requests_and_revocation_lists_before_go(root: Made) -> None:
         .last_update(now)
         .next_update(now + timedelta(days=1))
         .add_revoked_certificate(revoked)
-        .sign(root.key, hashes.SHA256())  # type: ignore[arg-type] - a P-256 key
+        .sign(root.key, hashes.SHA256())
         .public_bytes(Encoding.PEM)
     )
     assert verifiers.go_revocation_list(revocation, root.pem)["serials"] == ["4711"]
