@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kubepki import cfssljson, crl, issue, keys, policy, request, spec
+from kubepki import cfssljson, contents, crl, issue, keys, policy, request, spec
 from kubepki.errors import PolicyError, PrivateKeyError, RequestError, SpecError, StoreError
 from kubepki.spec import Key
 
@@ -27,8 +27,10 @@ def _ignore(_: str) -> None:
 
 def test_a_key_of_another_length() -> None:
     text = base64.encodebytes(_ED25519_OF_31_BYTES)
+    pem = b"-----BEGIN PRIVATE KEY-----\n" + text + b"-----END PRIVATE KEY-----\n"
     with pytest.raises(PrivateKeyError, match="is damaged"):
-        keys.load(b"-----BEGIN PRIVATE KEY-----\n" + text + b"-----END PRIVATE KEY-----\n", "it")
+        keys.load(pem, "it")
+    assert [piece.problem for piece in contents.read(pem, "x.pem").keys] == ["private key 1 is damaged"]
 
 
 def test_a_serial_number_of_160_bits() -> None:

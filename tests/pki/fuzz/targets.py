@@ -21,6 +21,7 @@ from kubepki import (
     bundle,
     certinfo,
     cfssljson,
+    contents,
     crl,
     describe,
     durations,
@@ -171,6 +172,19 @@ def _answer(content: bytes) -> None:
     cfssljson._files(found if "cert" in found else cfssljson._unwrapped(found))
 
 
+def _file(content: bytes) -> None:
+    for name in ("x.pem", "x.kubeconfig", "x"):
+        contents.read(content, name)
+
+
+def _files() -> list[bytes]:
+    certificate, key = (base64.b64encode(one).decode() for one in (_certificate_pems()[0], keys.pem(_key())))
+    user = f"{{name: u, user: {{client-certificate-data: {certificate}, client-key-data: {key}}}}}"
+    cluster = f"{{name: c, cluster: {{certificate-authority-data: {certificate}, server: 'https://x'}}}}"
+    kubeconfig = f"apiVersion: v1\nkind: Config\nclusters: [{cluster}]\nusers: [{user}]\n".encode()
+    return [kubeconfig, *_certificate_pems(), *_keys(), *map(_der, _certificate_pems()[:2]), *_key_ders()]
+
+
 def _revoked(content: bytes) -> None:
     crl.make(crl.serials(content, _WHERE), _ca(), _NOW, crl.LIFE)
 
@@ -275,6 +289,7 @@ TARGETS: dict[str, Target] = {
     "policy": Target(_policy_json, _policy_jsons),
     "specification": Target(_specification, _specifications),
     "answer": Target(_answer, _answers),
+    "file": Target(_file, _files, ()),
     "serials": Target(_revoked, _texts("1\n2\n", "4711")),
     "flags": Target(_flags, _texts("-ca\nx", "-initca=true\n--loglevel=1\nfile", "--\n-", "-ca=env:X")),
     "name": Target(
