@@ -6,7 +6,6 @@ Unlike cfssljson's, files are replaced in one step and have the modes that they 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import sys
 from collections.abc import Mapping
@@ -79,12 +78,13 @@ def _unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
 def _content(kind: _Kind, name: str, value: object) -> bytes:
     if not isinstance(value, str):
         raise StoreError(f"{name} in the input is no text")
-    if not kind.encoded:
-        return value.encode() if value.endswith("\n") else value.encode() + b"\n"
     try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise StoreError(f"{name} in the input is not base64") from error
+        if kind.encoded:
+            return base64.b64decode(value, validate=True)
+        return value.encode() if value.endswith("\n") else value.encode() + b"\n"
+    except ValueError as error:
+        # Half of a pair of surrogates is a text of JSON, but of no encoding.
+        raise StoreError(f"{name} in the input is {'not base64' if kind.encoded else 'no text'}") from error
 
 
 def _files(found: Mapping[str, Any]) -> list[tuple[str, _Kind, bytes]]:

@@ -14,8 +14,8 @@ from kubepki.errors import CertificateError, RequestError
 from kubepki.issue import Issuer
 
 LIFE = timedelta(days=7)
-# RFC 5280, 4.1.2.2.
-_LONGEST_SERIAL = 2**160
+# RFC 5280, 4.1.2.2: 20 octets, the first bit of which is the sign.
+_LONGEST_SERIAL = 2**159
 
 
 def serials(content: bytes, where: str) -> list[int]:

@@ -5,12 +5,13 @@ Rules are RFC 5280's; the order of extensions and the choice of hashes are cfssl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
@@ -24,12 +25,16 @@ from kubepki.spec import Authority, Certificate
 BACKDATE = timedelta(minutes=5)
 # GeneralizedTime, and "no well-defined end" of RFC 5280, 4.1.2.5.
 _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+# X.660: below 0 and 1 there are forty. cryptography panics at numbers of more than 128 bits.
+_OID = re.compile(r"([01]\.[1-3]?[0-9]|2\.(0|[1-9][0-9]{0,36}))(\.(0|[1-9][0-9]{0,36}))*")
 # Of kinds of names in a certificate, as Go writes them.
 _ORDER = ("dns", "email", "ip", "uri")
 # What cryptography raises for input that is not what it should be.
 UNREADABLE = (
     ValueError,
     TypeError,
+    # An Ed25519 key of another length, for one.
+    InternalError,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,
@@ -67,6 +72,16 @@ def subject(cn: str, organisations: Iterable[str]) -> x509.Name:
     """O before CN, as everybody writes them."""
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, o) for o in organisations]
     return x509.Name([*attributes, x509.NameAttribute(NameOID.COMMON_NAME, cn)])
+
+
+def identifier(text: str) -> x509.ObjectIdentifier:
+    """An object identifier out of numbers with dots. ValueError."""
+    if not _OID.fullmatch(text):
+        raise ValueError(f"{text!r} is no object identifier; write numbers with dots, such as 1.2.3")
+    try:
+        return x509.ObjectIdentifier(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r:.80} is longer than an object identifier may be") from error
 
 
 def matches(key: PrivateKey, certificate: x509.Certificate) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -91,7 +91,8 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
         # Whether its factors are prime takes OpenSSL up to half a second for each RSA key, and damage shows without it.
         key = serialization.load_pem_private_key(content, secret or None, unsafe_skip_rsa_key_validation=True)
         _require_consistency(key)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    # An Ed25519 key of another length is an InternalError.
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         if encrypted:
             raise PrivateKeyError(f"{where} cannot be decrypted", "is it the right password?", 2100) from error
         raise PrivateKeyError(f"{where} is damaged", "it was cut or changed: restore it", 2003) from error

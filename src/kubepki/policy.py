@@ -212,19 +212,20 @@ def _time(reader: Reader, section: Section, name: str) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        reader.problem(f"{section.at(name)} is {text!r}; write 2030-01-31T00:00:00Z")
-        return None
-    return found.astimezone(UTC)
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    # In UTC it may be before the year 1, or after 9999.
+    except (ValueError, OverflowError):
+        pass
+    reader.problem(f"{section.at(name)} is {text!r:.60}; write 2030-01-31T00:00:00Z")
+    return None
 
 
 def _pattern(reader: Reader, section: Section) -> re.Pattern[str] | None:
     text = section.text("name_whitelist")
     try:
         return re.compile(text) if text else None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         reader.problem(f"{section.at('name_whitelist')} is no regular expression: {error}")
         return None
 

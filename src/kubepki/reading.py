@@ -100,7 +100,10 @@ class Section:
             name = lower.get(key.lower())
             if name is None:
                 reader.lenient(f"unknown key {self.at(key)!r}{_close(key, known)}")
-            elif value is not None:
+                continue
+            if name in self._fields:
+                reader.lenient(f"the key {self.at(name)!r} is given twice, in other letters; keep one")
+            if value is not None:
                 self._fields[name] = value
 
     def at(self, name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +39,15 @@ _OIDS = {
 }
 _DELEGATION = x509.ObjectIdentifier("1.3.6.1.4.1.44363.44")
 _ASN1_NULL = b"\x05\x00"
-_OID = re.compile(r"[0-2](\.\d+)+")
+# What is no text in UTF-8 (RFC 5280, appendix A.1): a PrintableString, an IA5String.
+_PRINTABLE = (
+    NameOID.COUNTRY_NAME,
+    NameOID.SERIAL_NUMBER,
+    NameOID.DN_QUALIFIER,
+    NameOID.JURISDICTION_COUNTRY_NAME,
+)
+_ASCII = (NameOID.EMAIL_ADDRESS, NameOID.DOMAIN_COMPONENT)
+_PRINTABLE_TEXT = re.compile(r"[A-Za-z0-9 '()+,./:=?-]*")
 # RFC 5280, appendix A.1: the upper bounds of the attributes.
 _LENGTHS = {"CN": 64, "O": 64, "OU": 64, "ST": 128, "L": 128, "serialnumber": 64}
 
@@ -127,7 +134,7 @@ def _key(reader: Reader, top: Section) -> Key:
 def _subject(reader: Reader, top: Section) -> x509.Name:
     values: dict[str, list[str]] = {name: [] for name in _OIDS}
     emails: list[str] = []
-    others: list[tuple[str, str]] = []
+    others: list[tuple[x509.ObjectIdentifier, str]] = []
     for section in top.sections("names", _SUBJECT):
         for name in _OIDS:
             if text := section.text(name):
@@ -147,23 +154,34 @@ def _subject(reader: Reader, top: Section) -> x509.Name:
     parts.append([(NameOID.COMMON_NAME, name)] if name else [])
     parts.append([(NameOID.SERIAL_NUMBER, number)] if number else [])
     parts += [[(NameOID.EMAIL_ADDRESS, email)] for email in emails]
-    parts += [[(x509.ObjectIdentifier(oid), value)] for oid, value in sorted(others)]
+    parts += [[one] for one in sorted(others, key=lambda one: one[0].dotted_string)]
     return x509.Name([]) if reader.problems else _name(reader, parts)
 
 
-def _oids(reader: Reader, section: Section) -> list[tuple[str, str]]:
+def _oids(reader: Reader, section: Section) -> list[tuple[x509.ObjectIdentifier, str]]:
     oids = section.raw("OID")
     if not isinstance(oids, dict):
         if oids is not None:
             reader.problem(f'{section.at("OID")} is {shown(oids)}; write {{"1.2.3": "value"}}')
         return []
-    wrong = {oid: value for oid, value in oids.items() if not _OID.fullmatch(oid) or not isinstance(value, str)}
-    for oid, value in wrong.items():
-        reader.problem(f"{section.at('OID')}: {oid!r}: {shown(value)}; write numbers with dots, and a text")
-    return [] if wrong else list(oids.items())
+    found = []
+    for oid, value in oids.items():
+        if not isinstance(value, str):
+            reader.problem(f"{section.at('OID')}: {oid!r}: {shown(value)}; write a text")
+            continue
+        try:
+            found.append((issue.identifier(oid), value))
+        except ValueError as error:
+            reader.problem(f"{section.at('OID')}: {error}")
+    return found
 
 
 def _name(reader: Reader, parts: list[list[tuple[x509.ObjectIdentifier, str]]]) -> x509.Name:
+    for oid, value in (one for part in parts for one in part):
+        if (oid in _PRINTABLE and not _PRINTABLE_TEXT.fullmatch(value)) or (oid in _ASCII and not value.isascii()):
+            allowed = "ASCII" if oid in _ASCII else "letters, digits, blanks and '()+,-./:=?"
+            reader.problem(f"names: X.520 allows {allowed} here: {value!r:.60}")
+            return x509.Name([])
     try:
         return x509.Name(
             [
@@ -205,14 +223,14 @@ def _extensions(reader: Reader, top: Section) -> tuple[x509.Extension[x509.Exten
         numbers = section.entries("Id")
         try:
             value = base64.b64decode(section.text("Value"), validate=True)
-        except binascii.Error:
+        except ValueError:
             reader.problem(f"{section.at('Value')} is not base64")
             continue
-        oid = ".".join(str(number) for number in numbers)
-        if not all(isinstance(number, int) for number in numbers) or not _OID.fullmatch(oid):
+        try:
+            identifier = issue.identifier(".".join(map(shown, numbers)))
+        except ValueError:
             reader.problem(f"{section.at('Id')} is {shown(numbers)}; write [1, 2, 3]")
             continue
-        identifier = x509.ObjectIdentifier(oid)
         found.append(
             x509.Extension(identifier, section.switch("Critical"), x509.UnrecognizedExtension(identifier, value))
         )
@@ -228,16 +246,20 @@ def sign(
     ca: CaSettings | None = None,
     extensions: tuple[x509.Extension[x509.ExtensionType], ...] = (),
 ) -> x509.CertificateSigningRequest:
-    """A CSR with the extensions that cfssl puts into one: names, and basic constraints for a CA."""
+    """A CSR with the extensions that cfssl puts into one: names, and basic constraints for a CA. RequestError."""
     builder = x509.CertificateSigningRequestBuilder(subject_name=subject)
     if hosts:
         builder = builder.add_extension(issue.alternative_names(hosts), critical=False)
     if ca:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=ca.path_length), critical=True)
-    for extension in extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
     digest: hashes.SHA256 | hashes.SHA384 | hashes.SHA512 | None = keys.digest(key)
-    return builder.sign(key, digest)
+    try:
+        for extension in extensions:
+            builder = builder.add_extension(extension.value, extension.critical)
+        return builder.sign(key, digest)
+    except (ValueError, TypeError) as error:
+        # Such as one extension twice.
+        raise RequestError(f"such a request cannot be made: {error}", "look at names and extensions") from error
 
 
 def load(content: bytes, where: str) -> x509.CertificateSigningRequest:

@@ -246,9 +246,9 @@ def _information(policy: PolicyInformation) -> x509.PolicyInformation:
     qualifiers: list[str | x509.UserNotice] = [*policy.practices]
     qualifiers += [x509.UserNotice(None, notice) for notice in policy.notices]
     try:
-        return x509.PolicyInformation(x509.ObjectIdentifier(policy.oid), qualifiers or None)
+        return x509.PolicyInformation(issue.identifier(policy.oid), qualifiers or None)
     except ValueError as error:
-        raise PolicyError(f"Policies: ID {policy.oid!r} is no object identifier; write 1.2.3") from error
+        raise PolicyError(f"Policies: ID: {error}") from error
 
 
 def authority(

@@ -16,10 +16,10 @@ from kubepki.errors import SpecError, StoreError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _OWNER = re.compile(r"[a-z_][a-z0-9_-]*(:[a-z_][a-z0-9_-]*)?")
-# RFC 5280, appendix A.1: ub-common-name.
-_COMMON_NAME_LENGTH = 64
+# RFC 5280, appendix A.1: ub-common-name, ub-organization-name.
+_SUBJECT_LENGTH = 64
 _CURVES = (256, 384, 521)
 _LARGEST = 10 * 2**20
 # More than any specification has, and less than anything suffers from.
@@ -205,9 +205,26 @@ class _Reader:
         text = str(value or "")
         if not text:
             self.problems.append(f"{where}: cn is empty")
-        elif len(text) > _COMMON_NAME_LENGTH:
-            self.problems.append(f"{where}: cn {text!r} has {len(text)} characters, X.509 allows {_COMMON_NAME_LENGTH}")
+        self._subject(f"{where}: cn", text)
         return text
+
+    def organisations(self, where: str, value: object) -> tuple[str, ...]:
+        found = self.texts(f"{where}: o", value)
+        for text in found:
+            self._subject(f"{where}: o", text)
+        return found
+
+    def _subject(self, where: str, text: str) -> None:
+        if len(text) > _SUBJECT_LENGTH:
+            self.problems.append(f"{where} {text!r:.80} has {len(text)} characters, X.509 allows {_SUBJECT_LENGTH}")
+        if not text.isprintable():
+            self.problems.append(f"{where} {text!r:.80} has characters that cannot be printed; remove them")
+
+    def file_name(self, where: str, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            self.problems.append(
+                f"{where}: the name must be usable as a file name (letters, digits, '.', '_', '-', at most 128)"
+            )
 
     def hosts(self, where: str, values: object) -> tuple[names.Name, ...]:
         if not isinstance(values, (list, tuple)):
@@ -285,8 +302,7 @@ def _certificate(
         data,
         ("name", "path", "ca", "cn", "o", "hosts", "profile", "expiry", "key", "owner", "mode", "role", "consumers"),
     )
-    if not _NAME.fullmatch(name):
-        reader.problems.append(f"{where}: the name must be usable as a file name (letters, digits, '.', '_', '-')")
+    reader.file_name(where, name)
     path = str(data.get("path") or name)
     if path != name and not _PATH.fullmatch(path):
         reader.problems.append(f"{where}: path {path!r} must be below the directory, of letters, digits, '.', '_', '-'")
@@ -307,7 +323,7 @@ def _certificate(
         path=path,
         ca=ca,
         cn=reader.common_name(where, data.get("cn")),
-        o=reader.texts(f"{where}: o", data.get("o")),
+        o=reader.organisations(where, data.get("o")),
         hosts=hosts,
         profile=profile,
         key=reader.key(where, data.get("key")),
@@ -323,12 +339,11 @@ def _authority(reader: _Reader, name: str, data: object) -> Authority:
     where = f"ca {name!r}"
     entry = reader.mapping(where, data)
     reader.keys(where, entry, ("cn", "o", "key", "expiry", "password", "role", "consumers"))
-    if not _NAME.fullmatch(name):
-        reader.problems.append(f"{where}: the name must be usable as a file name (letters, digits, '.', '_', '-')")
+    reader.file_name(where, name)
     return Authority(
         name=name,
         cn=reader.common_name(where, entry.get("cn")),
-        o=reader.texts(f"{where}: o", entry.get("o")),
+        o=reader.organisations(where, entry.get("o")),
         key=reader.key(where, entry.get("key")),
         expiry=reader.expiry(where, entry.get("expiry"), 10 * _LIFE),
         password=reader.password(where, entry.get("password")),
@@ -361,6 +376,8 @@ def parse(data: object) -> Spec:
     keypairs = {
         str(n): reader.key(f"keypair {n!r}", e) for n, e in reader.mapping("keypairs", top.get("keypairs")).items()
     }
+    for name in keypairs:
+        reader.file_name(f"keypair {name!r}", name)
     given = reader.mapping("profiles", top.get("profiles"))
     profiles = {**PROFILES, **{str(n): reader.profile(str(n), e) for n, e in given.items()}}
     entries = top.get("certificates") or ()

@@ -16,3 +16,9 @@ import tools
 def cfssl_directory() -> Path:
     """Where Debian's `cfssl` and `cfssljson` are."""
     return tools.cfssl_directory()
+
+
+@pytest.fixture(scope="session")
+def go_verify() -> Path:
+    """The program of goverify/main.go; `verifiers` has functions that ask it."""
+    return tools.go_verify()

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,9 +57,9 @@ def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyP
     script = runpy.run_path(str(ROOT / "scripts" / "test"))
     seen = []
 
-    def run(*_: object) -> bool:
+    def run(*_: object) -> str:
         seen.append(os.environ["KUBEWRIGHT_CACHE"])
-        return True
+        return ""
 
     monkeypatch.setenv("KUBEWRIGHT_CACHE", "build/cache")
     monkeypatch.chdir(ROOT)
@@ -67,3 +68,44 @@ def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(main.__globals__, "SUITES", [])
     assert main() == 0
     assert set(seen) == {str(ROOT / "build" / "cache")}
+
+
+def run_suite(script: dict[str, Any], path: Path) -> None:
+    (ROOT / "build").mkdir(exist_ok=True)
+    try:
+        script["suite"](str(path))
+    finally:
+        (ROOT / "build" / f"{str(path).strip('/').replace('/', '-')}.xml").unlink(missing_ok=True)
+
+
+def test_the_last_lines_name_what_failed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "test"))
+    suite = tmp_path / "test_broken.py"
+    suite.write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('n', [1, 2])\n"
+        "def test_sum(n): assert n == 1, f'{n} is not one\\nand more'\n"
+        "@pytest.mark.skip(reason='no time')\n"
+        "def test_later(): pass\n"
+    )
+    run_suite(script, suite)
+    assert not script["step"]("linters", ["sh", "-c", "echo a.py:1: error: wrong >&2; echo 1 file; exit 2"])
+    assert not script["step"]("scenario cluster", ["sh", "-c", "exit 3"])
+    assert script["step"]("well", ["true"])
+    assert script["conclude"]() == 1
+    lines = capfd.readouterr().out.splitlines()
+    end = lines[lines.index("==> what failed") :]
+    assert re.fullmatch(r"  \S*test_broken::test_sum\[2\]: failure: AssertionError: 2 is not one", end[1])
+    assert re.fullmatch(r"  \S*test_broken::test_later: skipped: no time", end[2])
+    assert end[3:] == [
+        "  linters: a.py:1: error: wrong",
+        "  scenario cluster: status 3",
+        "2 passed, 3 failed, 1 skipped",
+    ]
+
+
+def test_a_suite_that_cannot_begin_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "test"))
+    run_suite(script, tmp_path / "missing")
+    assert script["conclude"]() == 1
+    assert "  " + str(tmp_path / "missing") + ": ERROR: " in capfd.readouterr().out

@@ -19,7 +19,7 @@ from kubewright.errors import UserError
 
 def downloaded(name: str, packages: Sequence[str]) -> Path:
     """The directory `name` of the cache with the .deb files of these packages, as new as the archive had them."""
-    with _made_once(name) as (final, new):
+    with made_once(name) as (final, new):
         if new:
             for deb in _fetch(packages):
                 shutil.copy2(deb, new)
@@ -28,7 +28,7 @@ def downloaded(name: str, packages: Sequence[str]) -> Path:
 
 def unpacked(name: str, packages: Sequence[str]) -> Path:
     """The directory `name` of the cache where these packages are unpacked into each other."""
-    with _made_once(name) as (final, new):
+    with made_once(name) as (final, new):
         if new:
             for deb in _fetch(packages):
                 debian.unpack(deb, new)
@@ -36,7 +36,7 @@ def unpacked(name: str, packages: Sequence[str]) -> Path:
 
 
 @contextmanager
-def _made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
+def made_once(name: str) -> Iterator[tuple[Path, Path | None]]:
     """(a directory of the cache, where its content is to be made if it is not there yet)."""
     cache = cache_directory()
     final = cache / "test-tools" / name
