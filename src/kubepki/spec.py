@@ -22,7 +22,6 @@ _OWNER = re.compile(r"[a-z_][a-z0-9_-]*(:[a-z_][a-z0-9_-]*)?")
 _SUBJECT_LENGTH = 64
 _CURVES = (256, 384, 521)
 _LARGEST = 10 * 2**20
-# More than any specification has, and less than anything suffers from.
 # Files of a CA that is being replaced (see `rotation`): no certificate may take their names.
 _ROTATING = ("-next.pem", "-next-key.pem", "-previous.pem", "-previous-key.pem")
 # What a certificate, or a CA, is for in a cluster: `rules` says what each must have.
