@@ -13,8 +13,8 @@ from cryptography import x509
 from kubepki import compare, issue, keys, sources, store
 from kubepki.errors import CertificateError, PrivateKeyError, StoreError
 from kubepki.issue import Issuer
-from kubepki.keys import PrivateKey
-from kubepki.spec import Authority, Certificate, Key, Spec
+from kubepki.keys import Key, PrivateKey
+from kubepki.spec import Authority, Certificate, Spec
 from kubepki.store import File, Found, Owner
 
 SECRET = 0o600

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
@@ -19,7 +20,9 @@ from kubepki import keys, usages
 from kubepki.errors import CertificateError
 from kubepki.keys import PrivateKey, PublicKey
 from kubepki.names import Name
-from kubepki.spec import Authority, Certificate
+
+if TYPE_CHECKING:
+    from kubepki.spec import Authority, Certificate
 
 # Clocks of machines differ a little: a certificate is valid from shortly before it was made.
 BACKDATE = timedelta(minutes=5)

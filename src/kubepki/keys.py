@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -11,7 +12,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from kubepki.errors import PrivateKeyError
-from kubepki.spec import Key
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
@@ -19,6 +19,17 @@ _CURVES: dict[int, ec.EllipticCurve] = {256: ec.SECP256R1(), 384: ec.SECP384R1()
 # cfssl's label, which nothing else reads: the content is PKCS#8.
 _ODD_LABEL = b"Ed25519 PRIVATE KEY"
 _BLOCK = re.compile(rb"-----BEGIN ((?:[A-Za-z0-9]+ )*PRIVATE KEY)-----")
+
+
+@dataclass(frozen=True)
+class Key:
+    """Algorithm (`ecdsa` with 256, 384 or 521 bits, `rsa` with 2048 to 8192, `ed25519` with 256) of a private key."""
+
+    algo: str = "ecdsa"
+    size: int = 256
+
+    def __str__(self) -> str:
+        return self.algo if self.algo == "ed25519" else f"{self.algo} {self.size}"
 
 
 def generate(key: Key) -> PrivateKey:

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from kubepki import issue, keys, store
 from kubepki.decide import PUBLIC, SECRET, Item, Planner, Step, directories, identity, key_pem, way
 from kubepki.issue import Issuer
-from kubepki.keys import PrivateKey
-from kubepki.spec import Authority, Certificate, Key, Spec
+from kubepki.keys import Key, PrivateKey
+from kubepki.spec import Authority, Certificate, Spec
 from kubepki.store import File
 
 # A user that is to read a certificate must get through to it, and needs no more.

@@ -13,10 +13,9 @@ from cryptography.x509.oid import NameOID
 
 from kubepki import issue, keys, names
 from kubepki.errors import PrivateKeyError, RequestError
-from kubepki.keys import PrivateKey
+from kubepki.keys import Key, PrivateKey
 from kubepki.names import Name
 from kubepki.reading import Reader, Section, Warn, shown
-from kubepki.spec import Key
 
 _TOP = (
     "CN",

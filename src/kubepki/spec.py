@@ -13,6 +13,7 @@ from typing import Any
 
 from kubepki import durations, names, usages
 from kubepki.errors import SpecError, StoreError
+from kubepki.keys import Key
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -41,17 +42,6 @@ ROLES = (
     "etcd-peer",
     "etcd-client",
 )
-
-
-@dataclass(frozen=True)
-class Key:
-    """Algorithm (`ecdsa` with 256, 384 or 521 bits, `rsa` with 2048 to 8192, `ed25519` with 256) of a private key."""
-
-    algo: str = "ecdsa"
-    size: int = 256
-
-    def __str__(self) -> str:
-        return self.algo if self.algo == "ed25519" else f"{self.algo} {self.size}"
 
 
 @dataclass(frozen=True)

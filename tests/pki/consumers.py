@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tools import ROOT
 
 from kubepki import issue, keys, reconcile, spec, usages
-from kubepki.spec import Key
+from kubepki.keys import Key
 from kubewright import certificates, topology
 from kubewright.artifacts.catalog import Settings, ensure
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from kubepki import issue, keys, names, usages
 from kubepki.issue import Issuer, Template
-from kubepki.spec import Key
+from kubepki.keys import Key
 
 SIGNING = frozenset({"digital_signature"})
 _CA_BITS = frozenset({"digital_signature", "key_cert_sign", "crl_sign"})

@@ -13,7 +13,7 @@ from cryptography import x509
 from making import Made
 
 from kubepki import issue, reconcile, spec
-from kubepki.spec import Key
+from kubepki.keys import Key
 
 
 @pytest.fixture(scope="module")

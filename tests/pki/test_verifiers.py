@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from making import Made
 
 from kubepki import issue, keys
-from kubepki.spec import Key
+from kubepki.keys import Key
 
 _PAST = datetime.now(UTC) - timedelta(hours=2)
 

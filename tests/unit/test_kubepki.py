@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kubepki import describe, durations, issue, keys, names, reconcile, spec, store
 from kubepki.errors import PrivateKeyError, SpecError, StoreError
-from kubepki.spec import Key
+from kubepki.keys import Key
 
 NOW = datetime.now(UTC)
 DATA: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 
 from kubepki import cfssljson, contents, crl, issue, keys, policy, request, spec
 from kubepki.errors import PolicyError, PrivateKeyError, RequestError, SpecError, StoreError
-from kubepki.spec import Key
+from kubepki.keys import Key
 
 _ED25519_OF_31_BYTES = bytes.fromhex("302d020100300506032b6570") + b"\x04\x21\x04\x1f" + b"x" * 31
 

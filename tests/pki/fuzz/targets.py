@@ -37,8 +37,7 @@ from kubepki import (
 from kubepki.errors import KubepkiError
 from kubepki.goflags import Flag
 from kubepki.issue import Issuer
-from kubepki.keys import PrivateKey
-from kubepki.spec import Key
+from kubepki.keys import Key, PrivateKey
 
 _WHERE = "the input"
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
