@@ -10,9 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -62,8 +61,7 @@ class Log:
         self._write(_WARNING, "WARNING", text)
 
 
-@dataclass
-class Call:
+class Call(NamedTuple):
     """One call: its arguments, its log, its time."""
 
     arguments: Arguments

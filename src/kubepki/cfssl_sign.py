@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import sys
-from dataclasses import replace
 from datetime import timedelta
 
 from cryptography import x509
@@ -125,7 +124,7 @@ def _new_authority(call: Call, request: Request, key: PrivateKey) -> dict[str, s
 def _named(call: Call, request: Request) -> Request:
     """With the name of -cn in the place of CN."""
     name = call.text("cn") if "cn" in call.arguments.values else ""
-    return replace(request, subject=requests.with_common_name(request.subject, name)) if name else request
+    return request._replace(subject=requests.with_common_name(request.subject, name)) if name else request
 
 
 def _leaf(call: Call) -> None:
@@ -133,7 +132,7 @@ def _leaf(call: Call) -> None:
     if request.ca:
         raise RequestError("ca section only permitted in initca", "remove it, or call gencert -initca")
     named = _hosts(call, call.text("hostname"))
-    request = request if named is None else replace(request, hosts=named)
+    request = request if named is None else request._replace(hosts=named)
     profile = policy.choose(
         _config(call), call.text("profile"), call.text("config") or "no -config", call.log.warn, compat=call.compat
     )

@@ -6,15 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kubepki.errors import KubepkiError
 
 Main = Callable[[list[str]], int]
 
 
-@dataclass(frozen=True)
-class _Command:
+class _Command(NamedTuple):
     """Where a subcommand is: `module` is imported only when it is called, because each start pays for what it loads."""
 
     module: str

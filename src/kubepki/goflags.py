@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kubepki.errors import FlagError
 
@@ -12,20 +12,19 @@ _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     """`default` gives the kind: a text, a switch (bool) or a number (int)."""
 
     default: str | bool | int
     help: str
 
 
-@dataclass
 class Arguments:
     """What was given: values by the flags' names, and the arguments after the flags."""
 
-    values: dict[str, str | bool | int]
-    given: list[str] = field(default_factory=list)
+    def __init__(self, values: dict[str, str | bool | int]) -> None:
+        self.values = values
+        self.given: list[str] = []
 
     def text(self, name: str) -> str:
         """The value of a flag that takes a text."""

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
@@ -45,8 +44,7 @@ UNREADABLE = (
 )
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(NamedTuple):
     """What a certificate is to say, but for its key and its issuer. Times are aware, and UTC."""
 
     subject: x509.Name
@@ -63,8 +61,7 @@ class Template:
     extensions: tuple[x509.Extension[x509.ExtensionType], ...] = ()
 
 
-@dataclass(frozen=True)
-class Issuer:
+class Issuer(NamedTuple):
     """A CA: its certificate and the key of it."""
 
     certificate: x509.Certificate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 # An underscore is no host name's, but names of machines have it, and verifiers take it.
@@ -21,8 +21,7 @@ _NAME_LENGTH = 253
 _LABEL_LENGTH = 63
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(NamedTuple):
     """A subject alternative name; `kind` is `dns`, `email`, `ip` or `uri`."""
 
     kind: str

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from kubepki import usages
 from kubepki.errors import PolicyError
@@ -61,8 +61,7 @@ _BACKDATE = timedelta(minutes=5)
 _WORDS = "signing", "key encipherment", "server auth", "client auth"
 
 
-@dataclass(frozen=True)
-class PolicyInformation:
+class PolicyInformation(NamedTuple):
     """A certificate policy (RFC 5280, 4.2.1.4): its identifier, URIs of practice statements, notices."""
 
     oid: str
@@ -70,8 +69,7 @@ class PolicyInformation:
     notices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """A profile. `backdate` counts back from now; `not_before` and `not_after` take the place of it and of `expiry`."""
 
     name: str = "default"
@@ -94,12 +92,11 @@ class Policy:
     adapted: bool = False
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """The profiles of a file. `default` is None when the file has none that could sign."""
 
     default: Policy | None
-    profiles: Mapping[str, Policy] = field(default_factory=dict)
+    profiles: Mapping[str, Policy] = MappingProxyType({})
 
 
 NO_FILE = Config(Policy(adapted=True))
@@ -171,8 +168,7 @@ def _policy(reader: Reader, section: Section, name: str, default: Policy | None,
     if not wanted and name != "default":
         reader.problem(f'{section.at("usages")} is empty; a server has ["signing", "key encipherment", "server auth"]')
     backdate = section.duration("backdate")
-    return replace(
-        base,
+    return base._replace(
         name=name,
         usages=wanted,
         adapted=False,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -51,8 +51,7 @@ _PRINTABLE_TEXT = re.compile(r"[A-Za-z0-9 '()+,./:=?-]*")
 _LENGTHS = {"CN": 64, "O": 64, "OU": 64, "ST": 128, "L": 128, "serialnumber": 64}
 
 
-@dataclass(frozen=True)
-class CaSettings:
+class CaSettings(NamedTuple):
     """The section `ca`: what a CA is to be. None where the file says nothing."""
 
     expiry: timedelta | None = None
@@ -60,8 +59,7 @@ class CaSettings:
     path_length: int | None = None
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A read request. `subject` may be empty; `extensions` are those that the file spells out."""
 
     subject: x509.Name
