@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ansible.plugins.action import ActionBase
 
-from kubepki import manage, reconcile, spec
+from kubepki import manage, reconcile, spec, store
 from kubepki.errors import KubepkiError
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -16,7 +18,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "directory": {"type": "path", "required": True},
     # Where the password is, not the password.
     "old_password": {"type": "str", "default": "", "no_log": False},
+    "spec_file": {"type": "path", "default": ""},
 }
+_HEADER = "# What the last run asked for: kubepki plan, verify and rotate read it. Written anew by each run.\n"
 
 
 class ActionModule(ActionBase):
@@ -37,12 +41,14 @@ class ActionModule(ActionBase):
                 datetime.now(UTC),
                 arguments["old_password"],
             )
+            written = self._keep(arguments["spec"], arguments["spec_file"])
         except (KubepkiError, OSError) as error:
             return {"failed": True, "msg": str(error)}
         said = manage.report(found)
-        reasons = [f"{item.name}: {item.action}, {'; '.join(item.reasons)}\n" for item in found.items if item.reasons]
+        reasons = [f"{arguments['spec_file']}: written\n"] if written else []
+        reasons += [f"{item.name}: {item.action}, {'; '.join(item.reasons)}\n" for item in found.items if item.reasons]
         return {
-            "changed": found.changed,
+            "changed": found.changed or written,
             "certificates": said["items"],
             "issued": list(found.issued),
             "repaired": list(found.repaired),
@@ -52,3 +58,16 @@ class ActionModule(ActionBase):
             "warnings": said["warnings"],
             "diff": {"prepared": "".join(reasons)},
         }
+
+    def _keep(self, wanted: object, where: str) -> bool:
+        """Write the specification for kubepki's commands; whether the file was another."""
+        if not where:
+            return False
+        # By way of JSON: Ansible's values are of types of its own.
+        content = _HEADER + yaml.safe_dump(json.loads(json.dumps(wanted)), sort_keys=False, width=160)
+        path = Path(where)
+        if path.is_file() and path.read_bytes() == content.encode():
+            return False
+        if not self._task.check_mode:
+            store.write(path, content.encode(), 0o644)
+        return True

@@ -23,6 +23,10 @@ options:
         names another one, or none any more.
     type: str
     default: ""
+  spec_file:
+    description: Where the specification is kept as YAML, for kubepki's commands; empty for nowhere.
+    type: path
+    default: ""
 author: kubewright
 """
 

@@ -28,7 +28,8 @@ def add_specification(parser: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         metavar="DIRECTORY",
-        help="where keys and certificates are; by default pki/ beside the specification",
+        help="where keys and certificates are; by default where the specification lies when that is a PKI directory "
+        "already, otherwise pki/ beside it",
     )
 
 
@@ -36,4 +37,5 @@ def directory(given: argparse.Namespace) -> Path:
     """The PKI directory that the flags of `add_specification` mean."""
     spec: Path = given.spec
     chosen: Path | None = given.directory
-    return chosen or spec.parent / "pki"
+    # Whoever keeps a directory locks it: the playbooks lay their specification into it.
+    return chosen or (spec.parent if (spec.parent / ".lock").exists() else spec.parent / "pki")

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 
 from kubepki import bundle as bundles
-from kubepki import calls, issue, remote, sources
+from kubepki import calls, describe, issue, remote, sources
 from kubepki import certinfo as infos
 from kubepki import request as requests
 from kubepki.calls import Call, answer, load_certificates, load_key, pretty, read, where
@@ -23,7 +23,14 @@ from kubepki.goflags import Flag
 
 
 def _certinfo(call: Call) -> None:
-    if call.text("cert"):
+    if call.text("diff"):
+        if not call.text("cert"):
+            raise FlagError(
+                "-diff needs another certificate to compare with (provide it with -cert)", "-cert old.pem -diff new.pem"
+            )
+        old, new = (load_certificates(call.text(flag))[0] for flag in ("cert", "diff"))
+        sys.stdout.write("".join(f"{line}\n" for line in describe.difference(old, new)) or "no difference\n")
+    elif call.text("cert"):
         found = load_certificates(call.text("cert"))
         pretty(infos.certificate(found[0]))
         if len(found) > 1:
@@ -143,9 +150,12 @@ def _version(call: Call) -> None:
 certinfo = calls.command(
     _certinfo,
     "kubepki certinfo -- what a certificate says\n\n"
-    "    kubepki certinfo -cert FILE\n    kubepki certinfo -csr FILE\n    kubepki certinfo -domain HOST[:PORT]",
+    "    kubepki certinfo -cert FILE [-diff FILE]\n"
+    "    kubepki certinfo -csr FILE\n"
+    "    kubepki certinfo -domain HOST[:PORT]",
     {
         "cert": Flag("", "certificate, '-' for standard input"),
+        "diff": Flag("", "another certificate: shows in words what differs from -cert to it"),
         "csr": Flag("", "certificate signature request, '-' for standard input"),
         "domain": Flag("", "server whose certificate is shown"),
         **calls.COMPAT,

@@ -117,6 +117,27 @@ def test_what_went_wrong_is_one_message(play: Play) -> None:
     assert [path.name for path in play.pki.iterdir()] == [".lock"]
 
 
+def test_the_commands_know_what_the_task_asked_for(play: Play) -> None:
+    kept = play.pki / "spec.yml"
+    said, made = play.run("--check", "--diff", spec_file=str(kept))
+    assert f"{kept}: written" in said
+    assert not kept.exists()
+    _, made = play.run(spec_file=str(kept))
+    assert made["changed"]
+    _, made = play.run(spec_file=str(kept))
+    assert not made["changed"]
+    environment = {**os.environ, "KUBEPKI_TEST_PASSWORD": PASSWORD}
+    planned = subprocess.run(
+        [sys.executable, "-m", "kubepki", "plan", str(kept)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (planned.returncode, planned.stderr) == (0, "")
+    assert planned.stdout.startswith(f"{play.pki}\nnothing to do")
+
+
 def test_an_option_that_is_not_there(play: Play) -> None:
     _, made = play.run(directry="x")
     assert made["failed"]
