@@ -691,3 +691,12 @@ def test_rsa_keys(tmp_path: Path) -> None:
 def test_the_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["help"]) == 0
     assert re.search(r"^  plan .*\n(.*\n)*?  apply ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_example_of_the_library_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parent.parent.parent / "docs" / "pki.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for action in ("issue", "keep"):
+        ran = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert [line.split()[:2] for line in ran.stdout.splitlines()] == [["etcd-ca", action], ["server", action]]
