@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -49,7 +49,7 @@ def template(cn: str = "leaf", usage: str = "peer", hosts: tuple[str, ...] = ("l
         not_after=now + timedelta(days=1),
         names=tuple(names.parse(host) for host in hosts),
     )
-    return replace(made, **fields)
+    return made._replace(**fields)
 
 
 def leaf(ca: Made | None, key: Key | None = None, **fields: Any) -> Made:

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -423,7 +422,7 @@ def bring(directory: Path, cn: str = "brought", *, life: timedelta = timedelta(d
     key = key or keys.generate(authority.key)
     begin = NOW - timedelta(days=3)
     template = issue.for_authority(authority, begin)
-    made = issue.sign(replace(template, not_after=begin + life), key.public_key(), key)
+    made = issue.sign(template._replace(not_after=begin + life), key.public_key(), key)
     store.write(directory / "etcd-ca-next.pem", made.public_bytes(Encoding.PEM), 0o644)
     store.write(directory / "etcd-ca-next-key.pem", keys.pem(key), 0o600)
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -253,7 +252,7 @@ def ca_again(
         not_after=ca.not_valid_after_utc,
         is_ca=True,
     )
-    template = replace(template, **changes)
+    template = template._replace(**changes)
     made = issue.sign(template, key.public_key(), key)
     if without or extra:
         builder = (
@@ -282,7 +281,7 @@ def ca_anew(directory: Path, name: str, *, key: PrivateKey | None = None, cn: st
     template = issue.for_authority(wanted, NOW)
     subject = issue.subject(cn, ()) if cn else ca.subject
     key = key or keys.generate(wanted.key)
-    made = issue.sign(replace(template, subject=subject, **changes), key.public_key(), key)
+    made = issue.sign(template._replace(subject=subject, **changes), key.public_key(), key)
     write(directory, f"{name}-ca", made, key)
     write(directory, f"{name}-ca-bundle", made)
     reconcile.apply(spec.parse(good()), directory, NOW)
@@ -295,8 +294,8 @@ def names_of(*values: x509.GeneralName) -> list[tuple[x509.ExtensionType, bool]]
 def intermediate(directory: Path, *, length: int | None, bundled: bool) -> None:
     """The CA of the front proxy below a root of its own."""
     root_key = ec.generate_private_key(ec.SECP256R1())
-    template = replace(
-        issue.for_authority(spec.parse(good()).authorities["front-proxy"], NOW - timedelta(hours=1)),
+    wanted = spec.parse(good()).authorities["front-proxy"]
+    template = issue.for_authority(wanted, NOW - timedelta(hours=1))._replace(
         path_length=length,
         subject=issue.subject("root", ()),
         not_after=NOW + timedelta(days=3660 - 20),
@@ -390,7 +389,7 @@ def expired_ca(directory: Path) -> None:
     _, key = authority(directory, "front-proxy")
     begin = NOW - timedelta(days=400)
     wanted = spec.parse(good()).authorities["front-proxy"]
-    template = replace(issue.for_authority(wanted, begin), not_after=NOW - timedelta(days=1))
+    template = issue.for_authority(wanted, begin)._replace(not_after=NOW - timedelta(days=1))
     write(directory, "front-proxy-ca", issue.sign(template, key.public_key(), key))
     shutil.copy(directory / "front-proxy-ca.pem", directory / "front-proxy-ca-bundle.pem")
     built(directory, "front-proxy-client", begin=begin, end=NOW - timedelta(days=2))
