@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
-from kubepki import certinfo, issue, keys
+from kubepki import certinfo, constraints, issue, keys
 from kubepki.errors import CertificateError
 from kubepki.keys import PrivateKey, PublicKey
+from kubepki.names import Name
 
 # cfssl's `VerifyFailed` with x509's `UnknownAuthority` and `Expired`.
 _UNKNOWN_AUTHORITY = 1220
@@ -53,6 +54,13 @@ def build(
             "have it renewed",
             _EXPIRED,
         )
+    if now < leaf.not_valid_before_utc:
+        begin = leaf.not_valid_before_utc
+        raise CertificateError(
+            f"{leaf.subject.rfc4514_string()} is before its time: it begins {begin:%Y-%m-%d %H:%M} UTC",
+            "is the clock right?",
+            _EXPIRED,
+        )
     known = {root.fingerprint(SHA256()) for root in roots}
     if leaf.fingerprint(SHA256()) in known:
         return Chain((leaf,), leaf)
@@ -72,7 +80,7 @@ def build(
             for ca in (*roots, *intermediates):
                 if ca in seen or ca.subject != path[-1].issuer or not issued(path[-1], ca):
                     continue
-                reason = issue.unfit(ca, now) or _too_long(ca, len(path) - 1)
+                reason = issue.unfit(ca, now) or _too_long(ca, len(path) - 1) or _not_named(ca, leaf)
                 if reason:
                     unfit = f"{ca.subject.rfc4514_string()} {reason}"
                 elif ca.fingerprint(SHA256()) in known:
@@ -145,6 +153,17 @@ def _too_long(ca: x509.Certificate, below: int) -> str:
     """`below`: how many CAs lie between it and the leaf."""
     length = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
     return f"allows {length} CAs below it, and here are {below}" if length is not None and below > length else ""
+
+
+def _not_named(ca: x509.Certificate, leaf: x509.Certificate) -> str:
+    try:
+        found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ""
+    names = [Name("dns", one.value) for one in found if isinstance(one, x509.DNSName)]
+    names += [Name("ip", str(one.value)) for one in found if isinstance(one, x509.IPAddress)]
+    refused = constraints.refused(ca, names)
+    return f"may not issue for {', '.join(map(str, refused))}: its name constraints say so" if refused else ""
 
 
 def _has(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> bool:

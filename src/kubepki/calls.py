@@ -115,8 +115,12 @@ def certificate_pem(found: x509.Certificate | x509.CertificateSigningRequest) ->
 
 
 def _password(call: Call) -> bytes:
-    if call.text("ca-key-password"):
-        return sources.password(call.text("ca-key-password"))
+    source = call.text("ca-key-password")
+    if source and not source.startswith(("env:", "file:")):
+        # It may be the password itself, which belongs into no log.
+        raise FlagError("-ca-key-password is neither env:NAME nor file:PATH", "say where the password is")
+    if source:
+        return sources.password(source)
     return os.environb.get(_PASSWORD.encode(), b"")
 
 

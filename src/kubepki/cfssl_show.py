@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import re
 import socket
 import ssl
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -20,6 +23,8 @@ from kubepki import request as requests
 from kubepki.calls import Call, answer, load_certificates, load_key, pretty, read, where
 from kubepki.errors import CertificateError, FlagError, PrivateKeyError, StoreError
 from kubepki.goflags import Flag
+
+_END = b"-----END CERTIFICATE-----"
 
 
 def _certinfo(call: Call) -> None:
@@ -45,7 +50,9 @@ def _certinfo(call: Call) -> None:
 
 def _served(domain: str) -> x509.Certificate:
     """What a server presents, whoever signed it."""
-    host, _, port = domain.rpartition(":") if domain.rpartition(":")[2].isdigit() else (domain, "", "443")
+    bare = domain.count(":") > 1 and not domain.startswith("[")
+    port_given = re.fullmatch(r"(.+):([0-9]{1,5})", domain) if not bare else None
+    host, port = port_given.groups() if port_given else (domain, "443")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -88,10 +95,21 @@ def _bundle(call: Call) -> None:
     between = [*given[1:], *(load_certificates(call.text("int-bundle")) if call.text("int-bundle") else [])]
     if call.text("int-dir"):
         between += _directory(call.text("int-dir"))
-    chain = bundles.build(given[0], between, load_certificates(roots), call.now)
+    anchors = load_certificates(roots) if call.text("ca-bundle") else _system_roots(roots)
+    chain = bundles.build(given[0], between, anchors, call.now)
     if chain.root:
         call.log.info(f"the anchoring root is {chain.root.subject.rfc4514_string()}")
     answer(bundles.as_json(chain, key))
+
+
+def _system_roots(path: str) -> list[x509.Certificate]:
+    """Those that can be read: what others put into the store must not stop us."""
+    found = []
+    for block in sources.read(path).split(_END):
+        with contextlib.suppress(CertificateError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found += issue.load_all(block + _END, path)
+    return found
 
 
 def _directory(path: str) -> list[x509.Certificate]:

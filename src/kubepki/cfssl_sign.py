@@ -102,9 +102,9 @@ def _renewca(call: Call) -> None:
     answer({"cert": certificate_pem(_signed(call, made))})
 
 
-def _initca(call: Call, *, by: str = "") -> None:
+def _initca(call: Call) -> None:
     request = _named(call, _request(call, call.positional(0, "the JSON of the request")))
-    known = call.text("ca-key") if not by else ""
+    known = call.text("ca-key")
     call.log.info(
         "re-generate a CA certificate from CSR and CA key"
         if known

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kubepki import calls, issue, keys, store
+from kubepki import calls, issue, keys, sources, store
+from kubepki import request as requests
 from kubepki.calls import Call
 from kubepki.errors import FlagError, KubepkiError, StoreError
 from kubepki.goflags import Flag
@@ -97,20 +98,29 @@ def _files(found: Mapping[str, Any]) -> list[tuple[str, _Kind, bytes]]:
         raise StoreError(
             "the input has neither a certificate, a key nor a CSR", "the input is the answer of gencert, genkey or sign"
         )
-    _check(files)
     return files
 
 
-def _check(files: list[tuple[str, _Kind, bytes]]) -> None:
-    """A key and a certificate in one answer are a pair."""
+def _check(files: list[tuple[str, _Kind, bytes]], call: Call, base: str) -> None:
+    """What is written can be read, and a key and a certificate in one answer are a pair."""
     by_ending = {kind.ending: content for _, kind, content in files}
-    key, certificate = by_ending.get("-key.pem"), by_ending.get(".pem")
-    if key is None or certificate is None:
-        return
-    if not issue.matches(
-        keys.load(key, "the key in the input"), issue.load(certificate, "the certificate in the input")
-    ):
+    key, certificate, csr = (by_ending.get(ending) for ending in ("-key.pem", ".pem", ".csr"))
+    own = keys.load(key, "the key in the input").public_key() if key else None
+    if csr:
+        requests.load(csr, "the CSR in the input")
+    theirs = issue.load(certificate, "the certificate in the input").public_key() if certificate else None
+    if own and theirs and own != theirs:
         raise StoreError("the key and the certificate in the input do not belong together", "were two answers mixed?")
+    # The other half comes later, or has been there.
+    try:
+        if own and not theirs and (there := sources.read(f"{base}.pem")):
+            theirs = issue.load(there, f"{base}.pem").public_key()
+        elif theirs and not own and (there := sources.read(f"{base}-key.pem")):
+            own = keys.load(there, f"{base}-key.pem").public_key()
+    except KubepkiError:
+        return
+    if own and theirs and own != theirs:
+        call.log.warn(f"{base}.pem and {base}-key.pem do not belong together now")
 
 
 def _main(call: Call) -> None:
@@ -125,6 +135,7 @@ def _main(call: Call) -> None:
         for _, _, content in files:
             sys.stdout.buffer.write(content)
         return
+    _check(files, call, base)
     # All or none: a new key beside an old certificate serves nobody.
     store.replace([[store.File(Path(f"{base}{kind.ending}"), content, kind.mode) for _, kind, content in files]])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -50,9 +51,20 @@ def _usage() -> str:
     return "\n".join(["kubepki COMMAND [ARGUMENTS]", "", *lines, "", "kubepki COMMAND -h says more."]) + "\n"
 
 
+def _open_streams() -> None:
+    """Streams that the caller has closed lead nowhere; texts that a terminal cannot show are escaped."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115, PTH123
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand: 0, or 1 with one message on stderr; some have exit codes of their own."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_streams()
     if not arguments or arguments[0] in ("-h", "-help", "--help", "help"):
         (sys.stdout if arguments else sys.stderr).write(_usage())
         return 0 if arguments else 1
@@ -60,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     if not command:
         sys.stderr.write(f"kubepki: there is no command {arguments[0]!r}\n\n{_usage()}")
         return 1
-    run: Main = getattr(importlib.import_module(command.module), command.function)
     try:
+        run: Main = getattr(importlib.import_module(command.module), command.function)
         code = run(arguments[1:])
         sys.stdout.flush()
         return code

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 # Nanoseconds.
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
+_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([^0-9.]*)")
 _LONGER = {"d": 24, "w": 7 * 24, "y": 365 * 24}
 # An int64 of nanoseconds, as in Go.
 _LONGEST = 2**63

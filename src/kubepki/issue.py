@@ -29,6 +29,7 @@ BACKDATE = timedelta(minutes=5)
 _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 # X.660: below 0 and 1 there are forty. cryptography panics at numbers of more than 128 bits.
 _OID = re.compile(r"([01]\.[1-3]?[0-9]|2\.(0|[1-9][0-9]{0,36}))(\.(0|[1-9][0-9]{0,36}))*")
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
 # Of kinds of names in a certificate, as Go writes them.
 _ORDER = ("dns", "email", "ip", "uri")
 # What cryptography raises for input that is not what it should be.
@@ -241,7 +242,7 @@ def load(content: bytes, where: str) -> x509.Certificate:
 
 def load_all(content: bytes, where: str) -> list[x509.Certificate]:
     """All certificates in a PEM text, at least one."""
-    if b"-----BEGIN CERTIFICATE-----" not in content:
+    if _BEGIN not in content:
         what = "is empty" if not content.strip() else "holds no certificate in PEM"
         raise CertificateError(f"{where} {what}", "a certificate begins with -----BEGIN CERTIFICATE-----", 1002)
     try:
@@ -250,8 +251,18 @@ def load_all(content: bytes, where: str) -> list[x509.Certificate]:
             _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
     except UNREADABLE as error:
         raise CertificateError(
-            f"{where} is damaged: {_first(error)}", "it was cut or changed: restore it", 1003
+            f"{where} is damaged: {_first(error)}",
+            "it was cut or changed, or has an encoding that is not supported: restore it",
+            1003,
         ) from error
+    begun = content.count(_BEGIN)
+    if begun != len(found):
+        # What has no end is passed over by the parser, as if it were not there.
+        raise CertificateError(
+            f"{where} is damaged: {begun} certificates begin in it, and {len(found)} are whole",
+            "it was cut: restore it",
+            1002,
+        )
     return found
 
 

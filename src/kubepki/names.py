@@ -14,8 +14,13 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 # An underscore is no host name's, but names of machines have it, and verifiers take it.
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 _DNS = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[!-~]+")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)([/?#].*)?")
+# RFC 3986: what a path, query or fragment is made of.
+_URI_REST = re.compile(r"([A-Za-z0-9._~!$&'()*+,;=:@/?#-]|%[0-9A-Fa-f]{2})*")
+_AUTHORITY = re.compile(r"([A-Za-z0-9._~!$&'()*+,;=:-]*@)?(\[(?P<v6>[^\]]*)\]|(?P<host>[^:\[\]@]+))(:[0-9]+)?")
 _EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(\.{_LABEL})*")
+# What the two editions of IDNA make different names of.
+_AMBIGUOUS = set("ßς\u200c\u200d")
 # RFC 1035, 2.3.4.
 _NAME_LENGTH = 253
 _LABEL_LENGTH = 63
@@ -42,7 +47,11 @@ def parse(text: str) -> Name:
         return Name("ip", str(_address(text)))
     except ValueError:
         pass
-    if _URI.fullmatch(text):
+    if "://" in text and text.isascii() and not re.search(r"\s", text):
+        if not _is_uri(text):
+            raise ValueError(
+                f"{text!r} is no URI that verifiers can read; write scheme://host/path, other bytes as %XX"
+            )
         return Name("uri", text)
     if not text.strip():
         raise ValueError(f"{text!r} is empty; remove it: verifiers refuse a certificate with an empty name")
@@ -64,7 +73,23 @@ def _address(text: str) -> IPAddress:
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id:
         raise ValueError
-    return address
+    # An IPv4 address in other clothes; verifiers look for four bytes.
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _is_uri(text: str) -> bool:
+    """Whether Go and others can read it (RFC 3986, with a host that is a name or an address)."""
+    parts = _URI.fullmatch(text)
+    authority = parts and _AUTHORITY.fullmatch(parts[1])
+    if not parts or not authority or not _URI_REST.fullmatch(parts[2] or ""):
+        return False
+    if authority["v6"] is not None:
+        try:
+            ipaddress.IPv6Address(authority["v6"])
+        except ValueError:
+            return False
+        return "%" not in authority["v6"]
+    return _is_dns(authority["host"])
 
 
 def _is_dns(text: str) -> bool:
@@ -92,6 +117,8 @@ def _refuse_addresses(text: str) -> None:
 
 
 def _idna(text: str) -> str:
+    if set(text) & _AMBIGUOUS:
+        return "write it in its IDNA form (xn--...), as its registry has it"
     try:
         return f"write it in its IDNA form, {text.encode('idna').decode()}"
     except UnicodeError:

@@ -50,6 +50,14 @@ _WHITELIST = (
     "EmailAddresses",
     "URIs",
 )
+# Settings that nothing here reads.
+_IDLE = (
+    "lint_error_level",
+    "ignored_lints",
+    "ignored_lint_sources",
+    "allowed_extensions",
+    "ClientProvidesSerialNumbers",
+)
 # What a profile would have done, and kubepki does not.
 _ELSEWHERE = {
     "remote": "signs at another server",
@@ -58,6 +66,18 @@ _ELSEWHERE = {
     "ct_log_servers": "submits certificates to logs",
 }
 _BACKDATE = timedelta(minutes=5)
+# What Go's expressions have and Python's have not.
+_POSIX = re.compile(r"\[:([a-z]+):\]")
+_CLASSES = {
+    "alnum": "A-Za-z0-9",
+    "alpha": "A-Za-z",
+    "digit": "0-9",
+    "lower": "a-z",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+    "word": "A-Za-z0-9_",
+}
+_LONGEST_PATH = 100
 _WORDS = "signing", "key encipherment", "server auth", "client auth"
 
 
@@ -153,6 +173,9 @@ def _policy(reader: Reader, section: Section, name: str, default: Policy | None,
     for key, what in _ELSEWHERE.items():
         if section.raw(key):
             reader.problem(f"{section.at(key)}: this profile {what}, which kubepki does not; remove it, or use cfssl")
+    for key in _IDLE:
+        if section.raw(key):
+            reader.lenient(f"{section.at(key)}: kubepki does not do this; remove it")
     expiry = section.duration("expiry")
     begin, end = _time(reader, section, "not_before"), _time(reader, section, "not_after")
     if expiry is None and end is None:
@@ -164,6 +187,8 @@ def _policy(reader: Reader, section: Section, name: str, default: Policy | None,
     base = default or Policy(name, ())
     constraint = section.section("ca_constraint", ("is_ca", "max_path_len", "max_path_len_zero"))
     length = constraint.number("max_path_len")
+    if not 0 <= length <= _LONGEST_PATH:
+        reader.problem(f"{constraint.at('max_path_len')} is {length}; write 0 to {_LONGEST_PATH}")
     wanted = _usages(reader, section)
     if not wanted and name != "default":
         reader.problem(f'{section.at("usages")} is empty; a server has ["signing", "key encipherment", "server auth"]')
@@ -220,7 +245,7 @@ def _time(reader: Reader, section: Section, name: str) -> datetime | None:
 def _pattern(reader: Reader, section: Section) -> re.Pattern[str] | None:
     text = section.text("name_whitelist")
     try:
-        return re.compile(text) if text else None
+        return re.compile(_POSIX.sub(lambda one: _CLASSES.get(one[1], one[0]), text), re.ASCII) if text else None
     except (re.error, OverflowError, RecursionError) as error:
         reader.problem(f"{section.at('name_whitelist')} is no regular expression: {error}")
         return None

@@ -6,6 +6,7 @@ or one that is given twice. With `compat` it is a warning.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +34,8 @@ class Reader:
             raise self._error(
                 f"{self.where} has {len(content)} bytes", f"such a file has at most {_LARGEST}; is it the right one?"
             )
+        if content.startswith(codecs.BOM_UTF8):
+            raise self._error(f"{self.where} begins with a byte order mark", "save it as UTF-8 without one")
         if not content.strip():
             raise self._error(f"{self.where} is empty", "kubepki print-defaults shows what belongs into it")
         try:

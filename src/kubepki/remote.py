@@ -38,7 +38,7 @@ def info(server: str, label: str, profile: str) -> Any:
         if answer["success"]:
             return answer["result"]
         said = "; ".join(str(one["message"]) for one in answer["errors"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise KubepkiError(
             f"{server}: the answer is not that of a cfssl server", "does it end in the right port?", _API
         ) from error

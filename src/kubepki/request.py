@@ -37,6 +37,7 @@ _OIDS = {
     "OU": NameOID.ORGANIZATIONAL_UNIT_NAME,
 }
 _DELEGATION = x509.ObjectIdentifier("1.3.6.1.4.1.44363.44")
+_LONGEST_PATH = 100
 _ASN1_NULL = b"\x05\x00"
 # What is no text in UTF-8 (RFC 5280, appendix A.1): a PrintableString, an IA5String.
 _PRINTABLE = (
@@ -204,8 +205,8 @@ def _ca(reader: Reader, top: Section) -> CaSettings | None:
         return None
     section = top.section("ca", ("expiry", "backdate", "pathlen", "pathlenzero"))
     length: int | None = section.number("pathlen")
-    if length is not None and length < 0:
-        reader.problem(f"{section.at('pathlen')} is {length}; a path has no negative length")
+    if not 0 <= (length or 0) <= _LONGEST_PATH:
+        reader.problem(f"{section.at('pathlen')} is {length}; write 0 to {_LONGEST_PATH}")
     if not length:
         # 0 is also what is not said: only `pathlenzero` means it.
         length = 0 if section.switch("pathlenzero") else None
@@ -253,8 +254,11 @@ def sign(
     try:
         for extension in extensions:
             builder = builder.add_extension(extension.value, extension.critical)
-        return builder.sign(key, digest)
-    except (ValueError, TypeError) as error:
+        made = builder.sign(key, digest)
+        # Values that the file spells out may be no ASN.1.
+        _ = made.extensions
+        return made
+    except issue.UNREADABLE as error:
         # Such as one extension twice.
         raise RequestError(f"such a request cannot be made: {error}", "look at names and extensions") from error
 
@@ -285,12 +289,17 @@ def load(content: bytes, where: str) -> x509.CertificateSigningRequest:
 
 def with_common_name(subject: x509.Name, name: str) -> x509.Name:
     """A subject with this CN in the place of its own. RequestError."""
-    kept = [rdn for rdn in subject.rdns if all(one.oid != NameOID.COMMON_NAME for one in rdn)]
+    is_name = [any(one.oid == NameOID.COMMON_NAME for one in rdn) for rdn in subject.rdns]
+    kept = [rdn for rdn, is_cn in zip(subject.rdns, is_name, strict=True) if not is_cn]
+    # Without one of its own it comes where it would be: after what cfssl writes before it.
+    before = {*_OIDS.values()}
+    ahead = sum(all(one.oid in before for one in rdn) for rdn in kept)
+    place = is_name.index(True) if True in is_name else ahead
     try:
         own = x509.RelativeDistinguishedName([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     except ValueError as error:
         raise RequestError(f"-cn {name!r:.80}: {error}") from error
-    return x509.Name([*kept, own])
+    return x509.Name([*kept[:place], own, *kept[place:]])
 
 
 def names_of(certificate: x509.Certificate, where: str) -> tuple[Name, ...]:

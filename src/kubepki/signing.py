@@ -11,13 +11,14 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kubepki import issue, keys, names, usages
+from kubepki import constraints, issue, keys, usages
+from kubepki import request as requests
 from kubepki.errors import CertificateError, PolicyError, PrivateKeyError, RequestError
 from kubepki.issue import Issuer, Template
 from kubepki.keys import PrivateKey, PublicKey
 from kubepki.names import Name
 from kubepki.policy import Policy, PolicyInformation
-from kubepki.reading import Warn
+from kubepki.reading import Reader, Warn
 from kubepki.request import CaSettings
 
 _CA_LIFE = timedelta(hours=43800)
@@ -42,6 +43,7 @@ def issuer(certificate: x509.Certificate, key: PrivateKey, where: str, now: date
             "give the key that was made together with the certificate: -ca-key",
             1000,
         )
+    _strong(key.public_key(), f"that of {where}")
     unfit = issue.unfit(certificate, now)
     if unfit:
         raise CertificateError(
@@ -80,6 +82,7 @@ def sign(
         raise RequestError("the certificate would name nobody: no CN, no names, no hosts", "write at least one of them")
     _whitelist(policy, subject, wanted)
     bits, extended = _usages(policy, public)
+    _limits(policy, ca, wanted, extended)
     begin, end = _life(policy, ca.certificate, now, warn, compat=compat)
     if usages.SERVER_AUTH in extended and not wanted and not policy.is_ca:
         warn('no "hosts": clients refuse a server with this certificate, whatever its CN')
@@ -113,11 +116,15 @@ def _public(csr: x509.CertificateSigningRequest) -> PublicKey:
     public = csr.public_key()
     if not isinstance(public, PublicKey):
         raise RequestError("the key of the CSR is neither ECDSA, RSA nor Ed25519", "make the request with another key")
+    _strong(public, "that of the CSR")
+    return public
+
+
+def _strong(public: PublicKey, whose: str) -> None:
     if isinstance(public, rsa.RSAPublicKey) and public.key_size < 2048:
         raise PrivateKeyError(
-            f"RSA key is too weak: that of the CSR has {public.key_size} bits", "make one with 2048 or more", 2400
+            f"RSA key is too weak: {whose} has {public.key_size} bits", "make one with 2048 or more", 2400
         )
-    return public
 
 
 def _names(csr: x509.CertificateSigningRequest, warn: Warn, *, compat: bool) -> list[Name]:
@@ -125,19 +132,19 @@ def _names(csr: x509.CertificateSigningRequest, warn: Warn, *, compat: bool) -> 
         found = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    names_ = []
+    texts = []
     for name in found:
-        if not isinstance(name, (x509.DNSName, x509.IPAddress, x509.RFC822Name, x509.UniformResourceIdentifier)):
-            text = f"the CSR has a name of the kind {type(name).__name__}, which no profile hands on"
-            if not compat:
-                raise RequestError(text, "name what is wanted with -hostname")
-            warn(f"{text} (left out)")
+        if isinstance(name, (x509.DNSName, x509.IPAddress, x509.RFC822Name, x509.UniformResourceIdentifier)):
+            texts.append(str(name.value))
             continue
-        try:
-            names_.append(names.parse(str(name.value)))
-        except ValueError as error:
-            raise RequestError(f"the CSR's name {error}", "name what is wanted with -hostname") from error
-    return list(dict.fromkeys(names_))
+        text = f"the CSR has a name of the kind {type(name).__name__}, which no profile hands on"
+        if not compat:
+            raise RequestError(text, "name what is wanted with -hostname")
+        warn(f"{text} (left out)")
+    reader = Reader("the CSR", RequestError, warn, compat=compat)
+    read = requests.hosts(reader, "names", tuple(texts), compat=compat)
+    reader.finish()
+    return list(read)
 
 
 def _constraints(csr: x509.CertificateSigningRequest, policy: Policy, ca: Issuer) -> None:
@@ -165,12 +172,32 @@ def _constraints(csr: x509.CertificateSigningRequest, policy: Policy, ca: Issuer
         )
 
 
+def _limits(policy: Policy, ca: Issuer, wanted: Sequence[Name], extended: Sequence[str]) -> None:
+    """PolicyError for what the CA's own certificate does not let it issue."""
+    name = ca.certificate.subject.rfc4514_string()
+    beyond = constraints.usages_beyond(ca.certificate, extended)
+    if beyond:
+        raise PolicyError(
+            f"the CA {name} is not for {', '.join(map(usages.name_of, beyond))}, as the profile {policy.name} is",
+            "verifiers take a CA's extended usages for a limit: sign with another CA, or by another profile",
+            _INVALID_REQUEST,
+        )
+    refused = constraints.refused(ca.certificate, wanted)
+    if refused:
+        raise PolicyError(
+            f"the CA {name} may not issue for {', '.join(map(str, refused))}: its name constraints say so",
+            "no verifier would take it (RFC 5280, 4.2.1.10): sign with another CA",
+            _INVALID_REQUEST,
+        )
+
+
 def _whitelist(policy: Policy, subject: x509.Name, wanted: Sequence[Name]) -> None:
     if policy.name_whitelist is None:
         return
     texts = [str(one.value) for one in subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     texts += [name.value for name in wanted if name.kind != "ip"]
-    refused = [text for text in texts if not policy.name_whitelist.search(text)]
+    # A line end would hide behind Python's `$`.
+    refused = [text for text in texts if "\n" in text or not policy.name_whitelist.search(text)]
     if refused:
         raise PolicyError(
             f"the profile {policy.name} does not allow the names {', '.join(refused)}",
@@ -219,7 +246,12 @@ def _between(
 
 
 def _alive(begin: datetime, end: datetime, now: datetime, what: str, backdate: timedelta) -> tuple[datetime, datetime]:
-    if end <= now or end <= begin:
+    if end <= begin:
+        raise PolicyError(
+            f"{what} lets it end before it begins: {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC",
+            "look at not_before, not_after and the end of the CA",
+        )
+    if end <= now:
         raise PolicyError(
             f"{what} makes a certificate that has expired already: it would end {end:%Y-%m-%d %H:%M} UTC",
             f"it counts from {backdate.total_seconds() / 60:g} minutes ago (backdate): make expiry longer",
@@ -259,8 +291,9 @@ def authority(
         raise RequestError(
             "a CA needs a name: CN and names are empty", "RFC 5280, 4.1.2.6: write a CN", _INVALID_REQUEST
         )
+    _strong(key.public_key(), "that of the CA")
     backdate = issue.BACKDATE if settings.backdate is None else settings.backdate
-    begin, end = _between(now, backdate, settings.expiry or _CA_LIFE)
+    begin, end = _between(now, backdate, _CA_LIFE if settings.expiry is None else settings.expiry)
     begin, end = _alive(begin, end, now, "ca.expiry", backdate)
     template = Template(
         subject=subject,
@@ -311,6 +344,8 @@ def self_signed(
     csr: x509.CertificateSigningRequest, key: PrivateKey, policy: Policy, hosts: Sequence[Name], now: datetime
 ) -> x509.Certificate:
     """A certificate that is its own issuer, for tests."""
+    if not csr.subject.rdns:
+        raise RequestError("a certificate that is its own issuer needs a name", "RFC 5280, 4.1.2.4: write a CN")
     bits, extended = _usages(policy, key.public_key())
     # Unlike what a CA signs: not to the minute, and for the whole of `expiry` from now.
     begin = policy.not_before or now.replace(microsecond=0) - policy.backdate

@@ -166,6 +166,18 @@ def path_length(both: Both) -> None:
     never(both.call(*words, "-config", another, *K, "leaf.json"), 5300, "has the path length 0")
 
 
+def issuer_limits(both: Both) -> None:
+    """Go's verifier refuses what such a CA signs."""
+    below = config(usages=["cert sign", "client auth"], ca_constraint={"is_ca": True})
+    never(both.call(*_below(both, "clients", below), "leaf.json"), 5300, "is not for server auth")
+
+
+def weak_ca(both: Both) -> None:
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:1024", "-nodes", "-keyout", "weak-key.pem", "-out", "weak.pem"]
+    subprocess.run([*words, "-subj", "/CN=weak", "-days", "99"], cwd=both.place, capture_output=True, check=True)
+    never(both.call("gencert", "-ca", "weak.pem", "-ca-key", "weak-key.pem", "leaf.json"), 2400, "has 1024 bits")
+
+
 def outlives_ca(both: Both) -> None:
     theirs, mine, compat = both.gencert(LEAF, config(expiry="876000h"))
     assert (theirs.code, mine.code, compat.code) == (0, 0, 0)
@@ -238,6 +250,21 @@ def nobody(both: Both) -> None:
 def long_names(both: Both) -> None:
     never(both.gencert({"CN": "x" * 65, "hosts": ["a"]}), 9003, "CN has 65 characters, X.509 allows 64")
     never(both.gencert({**LEAF, "names": [{"C": "China"}]}), 9003, "must be the two letters of a country")
+
+
+def more_names(both: Both) -> None:
+    theirs, mine, _ = both.gencert({**LEAF, "names": [{"O": "o", "E": "a@b.example", "OID": {"1.2.3.4": "v"}}]})
+    counts = [len(facts.of(one.json["cert"])["subject"]) for one in (theirs, mine)]
+    assert counts == [2, 4]
+
+
+def idle_settings(both: Both) -> None:
+    lenient(both.gencert(LEAF, config(allowed_extensions=["1.2.3"])), 5200, "kubepki does not do this")
+
+
+def malformed_uri(both: Both) -> None:
+    for host in ("http://[x/", "spiffe://a%zz/", "spiffe://a..b/x"):
+        never(both.gencert({"CN": "x", "hosts": [host]}), 9003, "no URI that verifiers can read")
 
 
 def ca_hosts(both: Both) -> None:
@@ -334,6 +361,13 @@ def certinfo_more(both: Both) -> None:
     assert mine.json["key"] == {"algo": "ecdsa", "size": 256}
 
 
+def certinfo_first(both: Both) -> None:
+    ca = (both.place / "ca.pem").read_text()
+    theirs, mine, _ = both.call("certinfo", "-cert", write(both.place, "two.pem", ca + ca))
+    assert (theirs.code, theirs.error, mine.code) == (1, 1003, 0)
+    assert "holds 2 certificates: this is the first" in mine.err
+
+
 def certinfo_csr(both: Both) -> None:
     made = both.ours("genkey", "leaf.json", at=both.place).json
     theirs, mine, _ = both.call("certinfo", "-csr", write(both.place, "info.csr", made["csr"]))
@@ -381,6 +415,16 @@ def mixed_answers(both: Both) -> None:
     assert (theirs.code, mine.code) == (0, 1)
     assert "do not belong together" in mine.err
     assert not list(both.place.glob("mixed-kubepki*"))
+
+
+def checked_answers(both: Both) -> None:
+    answer = json.dumps({"cert": "oops"})
+    theirs, mine = (
+        program("-bare", f"oops-{program.name}", at=both.place, stdin=answer, writer=True)
+        for program in (both.theirs, both.ours)
+    )
+    assert (theirs.code, mine.code) == (0, 1)
+    assert not (both.place / "oops-kubepki.pem").exists()
 
 
 def print_defaults(both: Both) -> None:

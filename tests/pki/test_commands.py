@@ -242,3 +242,154 @@ def test_a_set_as_its_users_keep_it(place: Path) -> None:
     assert "etcd" in early.err
     shown = KUBEPKI("rotate", "status", "set.yml", "etcd", at=place)
     assert "trust-both" in shown.out
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://[x/",
+        "http://[fe80::1%25eth0]/",
+        "spiffe://a%zz/",
+        "spiffe://a..b/x",
+        "http://a^b/",
+        "x://a:b:c",
+        "x://",
+        "x://a:port/",
+    ],
+)
+def test_uris_that_go_cannot_read_are_refused(place: Path, host: str) -> None:
+    made = gencert(KUBEPKI, place, {"CN": "x", "hosts": [host]}, CONFIG, ["-profile=elliptic"])
+    assert (made.code, made.out) == (1, "")
+    assert "no URI that verifiers can read" in made.err
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["spiffe://cluster.local/ns/a%20b?x=%C3%A4#y", "https://user@a.example:443/", "http://[2001:db8::1]:80/", "x://a"],
+)
+def test_uris_that_go_reads(place: Path, host: str) -> None:
+    made = gencert(KUBEPKI, place, {"CN": "x", "hosts": [host]}, CONFIG, ["-profile=elliptic"])
+    assert made.code == 0, made.err
+    assert go_request(made.json["csr"].encode())["uris"] == [host]
+
+
+def _own(place: Path, name: str, text: str) -> list[str]:
+    """A CA by OpenSSL with these extensions; how gencert is told."""
+    lines = f"[req]\ndistinguished_name=d\nx509_extensions=e\n[d]\n[e]\n{text}\n"
+    write(place, f"{name}.conf", f"{lines}basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign\n")
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "99",
+    ]
+    files = ["-keyout", f"{name}-key.pem", "-out", f"{name}.pem", "-subj", f"/CN={name}", "-config", f"{name}.conf"]
+    subprocess.run([*command, *files], cwd=place, check=True, capture_output=True)
+    return ["gencert", "-ca", f"{name}.pem", "-ca-key", f"{name}-key.pem", "-config", "config.json"]
+
+
+def test_what_the_ca_may_not_issue(place: Path) -> None:
+    write(place, "other.json", {"CN": "x", "hosts": ["a.other.example", "10.1.2.3"]})
+    for name, extension, request, said in [
+        ("clients", "extendedKeyUsage=clientAuth", "leaf.json", "is not for server auth"),
+        (
+            "limited",
+            "nameConstraints=critical,permitted;DNS:other.example",
+            "leaf.json",
+            "kubernetes.default.svc.cluster",
+        ),
+        (
+            "without",
+            "nameConstraints=critical,excluded;IP:10.0.0.0/255.0.0.0",
+            "other.json",
+            "may not issue for 10.1.2.3",
+        ),
+    ]:
+        words = _own(place, name, extension)
+        for flags in ([], ["-compat"]):
+            reply = KUBEPKI(*words, *flags, "-profile=elliptic", request, at=place)
+            assert (reply.code, json.loads(reply.err.splitlines()[-1])["code"]) == (1, 5300), reply
+            assert said in reply.err
+    words = _own(place, "good", "nameConstraints=critical,permitted;DNS:other.example,permitted;IP:10.0.0.0/255.0.0.0")
+    assert KUBEPKI(*words, "-profile=elliptic", "other.json", at=place).code == 0
+
+
+def test_a_chain_that_was_cut_is_not_whole(place: Path) -> None:
+    ca = (place / "ca.pem").read_text()
+    write(place, "chain.pem", ca + ca[: len(ca) // 2])
+    for words in (["bundle", "-flavor", "force", "-cert", "chain.pem"], ["certinfo", "-cert", "chain.pem"]):
+        reply = KUBEPKI(*words, at=place)
+        assert (reply.code, reply.out, reply.error) == (1, "", 1002)
+        assert "2 certificates begin in it, and 1 are whole" in reply.err
+
+
+def test_what_is_no_pem_is_not_written(place: Path) -> None:
+    before = (place / "ca.pem").read_bytes()
+    for answer in ({"cert": "oops"}, {"key": "abc"}, {"csr": "x"}):
+        assert KUBEPKI("-bare", "ca", at=place, stdin=json.dumps(answer), writer=True).code == 1
+    assert (place / "ca.pem").read_bytes() == before
+
+
+def test_half_a_pair_beside_another_is_said(place: Path) -> None:
+    answer = KUBEPKI("genkey", "leaf.json", at=place).out
+    reply = KUBEPKI("-bare", "ca", at=place, stdin=answer, writer=True)
+    assert reply.code == 0
+    assert "ca.pem and ca-key.pem do not belong together now" in reply.err
+
+
+@pytest.mark.parametrize(
+    ("extension", "value"), [([2, 5, 29, 19], "AAAA"), ([2, 5, 29, 17], "AAAA"), ([2, 5, 29, 15], "")]
+)
+def test_extensions_that_are_no_asn1(place: Path, extension: list[int], value: str) -> None:
+    request = {"CN": "x", "hosts": ["a"], "extensions": [{"Id": extension, "Value": value}]}
+    made = gencert(KUBEPKI, place, request, CONFIG, ["-profile=elliptic"])
+    assert (made.code, made.out, made.error) == (1, "", 9003)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "code"),
+    [("^leaf$", "leaf\n", 1), ("^[[:alnum:].-]+$", "leaf", 0), (r"^\w+$", "б", 1), (r"^leaf\z", "leaf", 1)],
+)
+def test_white_lists_as_go_reads_them(place: Path, pattern: str, name: str, code: int) -> None:
+    profile = {"expiry": "1h", "usages": ["signing", "client auth"], "name_whitelist": pattern}
+    config = {"signing": {"profiles": {"k": profile}}}
+    made = gencert(KUBEPKI, place, {"CN": name}, config, ["-profile=k"])
+    assert made.code == code, made.err
+    assert "Warning" not in made.err
+
+
+def test_streams_that_are_closed_and_terminals_without_letters(place: Path) -> None:
+    write(place, "bj.json", {"CN": "北京"})
+    environment = {**os.environ, "PYTHONPATH": str(cfssl.SOURCE), "PYTHONIOENCODING": "ascii"}
+    for redirect in ("", ">&-", "<&-", "2>&-"):
+        command = f"{' '.join(KUBEPKI.bare)} gencert -initca bj.json {redirect}"
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 0, redirect
+
+
+def test_small_things(place: Path) -> None:
+    """A zero is a length of life; -cn stays where the CN was; what is a password is not repeated."""
+    write(place, "zero.json", {"CN": "x", "ca": {"expiry": "0h"}})
+    assert KUBEPKI("gencert", "-initca", "zero.json", at=place).error == 5200
+    request = {"CN": "x", "serialnumber": "7", "names": [{"O": "o"}]}
+    made = gencert(KUBEPKI, place, request, CONFIG, ["-profile=elliptic", "-cn", "yy"]).json["cert"]
+    shown = KUBEPKI("certinfo", "-cert", write(place, "cn.pem", made), at=place).json
+    assert shown["subject"]["names"] == ["o", "yy", "7"]
+    words = ["gencert", "-ca", "ca.pem", "-ca-key", "ca-key.pem", "-ca-key-password", "S3cret", "leaf.json"]
+    write(place, "encrypted.pem", "")
+    assert "S3cret" not in KUBEPKI(*words, at=place).err
+    made = gencert(KUBEPKI, place, {"CN": "x", "hosts": ["::ffff:10.0.0.1"]}, CONFIG, ["-profile=elliptic"]).json[
+        "cert"
+    ]
+    assert KUBEPKI("certinfo", "-cert", write(place, "v4.pem", made), at=place).json["sans"] == ["10.0.0.1"]
+    assert "bücher" not in gencert(KUBEPKI, place, {"CN": "x", "hosts": ["straße.example"]}).err
+    assert "strasse" not in gencert(KUBEPKI, place, {"CN": "x", "hosts": ["straße.example"]}).err

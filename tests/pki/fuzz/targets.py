@@ -6,6 +6,7 @@ A new reader is one entry in TARGETS. Its function may go on with what was read:
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -116,10 +117,13 @@ def _requests(content: bytes) -> None:
 
 
 def _request_json(content: bytes) -> None:
+    """As gencert does it, to the end."""
     for compat in (False, True):
         found = request.parse(content, _WHERE, _ignore, compat=compat)
         made = request.sign(found.subject, found.hosts, _key(), found.ca, found.extensions)
         request.load(made.public_bytes(Encoding.PEM), _WHERE)
+        with contextlib.suppress(KubepkiError):
+            signing.sign(made, policy.Policy(copy_extensions=True), _ca(), _NOW, _ignore, compat=compat)
         if found.ca:
             signing.authority(found.subject, _key(), found.ca, _NOW, found.crl_url)
 
