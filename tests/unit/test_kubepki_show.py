@@ -31,7 +31,7 @@ def key() -> PrivateKey:
 
 def signed(by: PrivateKey | None = None, for_: PrivateKey | None = None, **fields: Any) -> x509.Certificate:
     by = by or key()
-    template = issue.Template(**{**SERVER.__dict__, **fields})
+    template = SERVER._replace(**fields)
     return issue.sign(template, (for_ or by).public_key(), by)
 
 
