@@ -28,8 +28,8 @@ def add_specification(parser: argparse.ArgumentParser) -> None:
         "--directory",
         type=Path,
         metavar="DIRECTORY",
-        help="where keys and certificates are; by default where the specification lies when that is a PKI directory "
-        "already, otherwise pki/ beside it",
+        help="where keys and certificates are; by default pki/ beside the specification, or where the specification "
+        "lies when that has CAs (*-ca.pem) and no pki/",
     )
 
 
@@ -37,5 +37,8 @@ def directory(given: argparse.Namespace) -> Path:
     """The PKI directory that the flags of `add_specification` mean."""
     spec: Path = given.spec
     chosen: Path | None = given.directory
-    # Whoever keeps a directory locks it: the playbooks lay their specification into it.
-    return chosen or (spec.parent if (spec.parent / ".lock").exists() else spec.parent / "pki")
+    if chosen:
+        return chosen
+    beside = spec.parent / "pki"
+    # The playbooks lay their specification into the directory itself.
+    return spec.parent if not beside.is_dir() and any(spec.parent.glob("*-ca.pem")) else beside

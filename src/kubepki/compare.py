@@ -70,6 +70,11 @@ def authority(wanted: Authority, found: x509.Certificate, key: PrivateKey, now: 
     return said
 
 
+def signed_by_itself(certificate: x509.Certificate) -> bool:
+    """Whether a CA is a root: no other has issued it."""
+    return _signed_by(certificate, certificate)
+
+
 def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     # Go compares the encoded bytes of names, and so do we; cryptography compares their values.
     if certificate.issuer.public_bytes() != ca.subject.public_bytes():

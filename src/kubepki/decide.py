@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from kubepki import compare, issue, keys, sources, store
 from kubepki.errors import CertificateError, PrivateKeyError, StoreError
@@ -41,12 +42,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be done for an item: `repairs` are the files of a repair, `key` that of a CA which lost its rest."""
+    """What is to be done for an item: `repairs` are the files of a repair, `key` that of a CA which lost its rest.
+
+    `owners`: whose the key and the certificate are to be that are issued; None for whoever runs this.
+    """
 
     item: Item
     wanted: Authority | Certificate | Key
     repairs: tuple[File, ...] = ()
     key: PrivateKey | None = None
+    owners: tuple[Owner | None, Owner | None] = (None, None)
 
 
 @dataclass
@@ -72,7 +77,11 @@ class Planner:
             # Also before there is a key to decrypt: one that is made is to be readable again.
             sources.password(wanted.password)
         key = self._authority_key(wanted, key_path, key_found) if key_found else None
+        restored = ""
         if found is None:
+            found, restored = self._from_bundle(stem, key, key_found), f"{stem}.pem missing, but in the bundle"
+        if found is None:
+            self._refuse_third(wanted)
             # The key is written first: a run that died in between left a key that signed nothing. And whoever has
             # lost the certificate alone goes on with everything that the key has signed.
             reason = "missing" if key is None else "certificate missing, its key is there"
@@ -96,15 +105,54 @@ class Planner:
             step = rotation.interrupted(self.directory, wanted)
             hint = f"kubepki rotate {step} SPEC {wanted.name} was interrupted; run it again" if step else ""
             raise StoreError(f"{key_path} is not the key of {path}", hint or "restore both files from a backup")
-        if unfit := issue.unfit(certificate, self.now):
+        self._require_fitness(wanted, path, certificate)
+        self.warnings += [f"{path}: {one}" for one in compare.authority(wanted, certificate, key, self.now)]
+        self.signers[wanted.name] = Issuer(certificate, key)
+        self._authority_repairs(wanted, (found, key_found), Issuer(certificate, key), restored)
+
+    def _from_bundle(self, stem: str, key: PrivateKey | None, key_found: Found | None) -> Found | None:
+        """The certificate of a CA that has its key alone, when its trust bundle still has it."""
+        bundle = store.read(self.directory / f"{stem}-bundle.pem") if key and key_found else None
+        if not (bundle and key and key_found):
+            return None
+        try:
+            held = issue.load_all(bundle.content, f"{stem}-bundle.pem")
+        except CertificateError:
+            return None
+        own = [one for one in held if issue.matches(key, one)]
+        if not own:
+            return None
+        pem = max(own, key=lambda one: one.not_valid_after_utc).public_bytes(Encoding.PEM)
+        return Found(pem, PUBLIC, key_found.owner)
+
+    def _refuse_third(self, wanted: Authority) -> None:
+        """StoreError for a CA that is lost while it is rotated."""
+        stem = wanted.stem
+        names = (f"{stem}-rotation.json", f"{stem}-next.pem", f"{stem}-previous.pem")
+        if traces := [name for name in names if (self.directory / name).exists()]:
             raise StoreError(
-                f"{path} ({certificate.subject.rfc4514_string()}) {unfit}",
+                f"{self.directory / stem}.pem is missing, and its rotation is under way: {', '.join(traces)} is there",
+                "restore it and its key from a backup; a third CA would be trusted by nothing",
+            )
+
+    def _require_fitness(self, wanted: Authority, path: Path, certificate: x509.Certificate) -> None:
+        """StoreError for a CA that cannot issue what this directory is for."""
+        called = certificate.subject.rfc4514_string()
+        if unfit := issue.unfit(certificate, self.now):
+            if self.now < certificate.not_valid_before_utc:
+                raise StoreError(f"{path} ({called}) {unfit}", "set the clock of this machine")
+            raise StoreError(
+                f"{path} ({called}) {unfit}",
                 f"put a CA certificate and its key there, or move both files away to have a new CA made for "
                 f"{wanted.name}; where something trusts the old one, rotate it: kubepki rotate -h",
             )
-        self.warnings += [f"{path}: {one}" for one in compare.authority(wanted, certificate, key, self.now)]
-        self.signers[wanted.name] = Issuer(certificate, key)
-        self._authority_repairs(wanted, (found, key_found), Issuer(certificate, key))
+        if not compare.signed_by_itself(certificate):
+            raise StoreError(
+                f"{path} ({called}) is an intermediate CA, issued by {certificate.issuer.rfc4514_string()}",
+                "it alone would be handed out as the trust anchor, and many clients end a chain only at a self-signed "
+                "CA. Put a self-signed CA and its key there, or move both files away to have one made for "
+                f"{wanted.name}",
+            )
 
     def _authority_key(self, wanted: Authority, path: Path, found: Found) -> PrivateKey:
         """The key of a CA, decrypted by the password of the specification, or by the old one."""
@@ -129,16 +177,20 @@ class Planner:
                 raise StoreError(error.message, "restore it and its certificate from a backup") from error
         raise AssertionError
 
-    def _authority_repairs(self, wanted: Authority, found: tuple[Found, Found], ca: Issuer) -> None:
+    def _authority_repairs(self, wanted: Authority, found: tuple[Found, Found], ca: Issuer, restored: str = "") -> None:
         stem = wanted.stem
         certificate, key = found
         repairs, reasons, written = self._modes(
             ((f"{stem}-key.pem", key, SECRET), (f"{stem}.pem", certificate, PUBLIC))
         )
+        if restored:
+            repairs.append(File(self.directory / f"{stem}.pem", certificate.content, PUBLIC, _kept(certificate)))
+            reasons.append(restored)
+            written.append(f"{stem}.pem")
         if why := self._encryption(wanted, key):
             repairs = [one for one in repairs if one.path.name != f"{stem}-key.pem"]
             content = key_pem(ca.key, wanted)
-            repairs.append(File(self.directory / f"{stem}-key.pem", content, SECRET))
+            repairs.append(File(self.directory / f"{stem}-key.pem", content, SECRET, _kept(key)))
             reasons.append(why)
             written.append(f"{stem}-key.pem")
         name = f"{stem}-bundle.pem"
@@ -146,7 +198,7 @@ class Planner:
         content, why = self.bundle(stem, bundle, certificate.content, ca.certificate)
         consumers: tuple[str, ...] = ()
         if why:
-            repairs.append(File(self.directory / name, content, PUBLIC))
+            repairs.append(File(self.directory / name, content, PUBLIC, _kept(bundle)))
             reasons.append(why)
             written.append(name)
             if content == certificate.content:
@@ -182,9 +234,9 @@ class Planner:
         if found is None:
             return self._trusted(stem, own), f"{stem}-bundle.pem missing"
         try:
-            if ca in x509.load_pem_x509_certificates(found.content):
+            if ca in issue.load_all(found.content, f"{stem}-bundle.pem"):
                 return b"", ""
-        except ValueError:
+        except CertificateError:
             return self._trusted(stem, own), f"{stem}-bundle.pem damaged"
         return _joined(own, found.content), f"{stem}-bundle.pem lacks the CA's certificate"
 
@@ -198,6 +250,12 @@ class Planner:
         path, public_name = self.directory / f"{name}.key", f"{name}.pub"
         found = store.read(path)
         if found is None:
+            if store.read(self.directory / public_name):
+                raise StoreError(
+                    f"{path} is missing, but {public_name} exists",
+                    f"restore it from a backup, or move {public_name} away to have a new pair made; what the lost key "
+                    "has signed is not good with that one",
+                )
             item = Item(name, "issue", ("missing",), files=(f"{name}.key", public_name))
             self.steps.append(Step(item, wanted))
             return
@@ -214,7 +272,7 @@ class Planner:
         public, content = store.read(self.directory / public_name), keys.public_pem(key)
         if public is None or public.content != content:
             reasons.append("public key missing" if public is None else "public key is that of another key")
-            repairs.append(File(self.directory / public_name, content, PUBLIC))
+            repairs.append(File(self.directory / public_name, content, PUBLIC, _kept(public or found)))
             written.append(public_name)
         else:
             files, said, _ = self._modes(((public_name, public, PUBLIC),))
@@ -238,11 +296,13 @@ class Planner:
                 why = compare.reasons(wanted, certificate, key, ca.certificate if ca else None, self.now)
             except PrivateKeyError as error:
                 why = [error.message]
-            except ValueError as error:
-                why = [f"damaged: {str(error).partition(chr(10))[0]}"]
+            except issue.UNREADABLE as error:
+                why = [f"damaged: {str(error).partition(chr(10))[0] or type(error).__name__}"]
         if found is None or key_found is None or certificate is None or why:
             item = Item(wanted.name, "issue", tuple(why), files=names[::-1], consumers=wanted.consumers)
-            self.steps.append(Step(item, wanted))
+            # A pair of which half is lost is made for whom the other half was.
+            owners = owner or _kept(key_found or found), owner or _kept(found or key_found)
+            self.steps.append(Step(item, wanted, owners=owners))
             return
         repairs, reasons, _ = self._modes(
             ((names[0], key_found, wanted.mode), (names[1], found, PUBLIC)), owner, wanted.owner
@@ -266,9 +326,7 @@ class Planner:
             if owner and found.owner != owner:
                 said.append(f"{name} belongs to {found.owner[0]}:{found.owner[1]}, wanted {called}")
             if said:
-                # Without an owner in the specification a file stays whose it is, if that is possible.
-                keep = found.owner if os.geteuid() == 0 else None
-                repairs.append(File(self.directory / name, found.content, mode, owner or keep))
+                repairs.append(File(self.directory / name, found.content, mode, owner or _kept(found)))
                 reasons += said
         return repairs, reasons, []
 
@@ -319,6 +377,11 @@ class Planner:
                         f"{directory}: {certificate.owner} cannot get through to the files that are its own: "
                         f"chmod a+x {directory}"
                     )
+
+
+def _kept(found: Found | None) -> Owner | None:
+    """Without an owner in the specification a file stays whose it is, if that is possible."""
+    return found.owner if found and os.geteuid() == 0 else None
 
 
 def identity(certificate: x509.Certificate) -> tuple[str, str]:

@@ -59,8 +59,9 @@ class SpecError(KubepkiError):
 
     code = 5200
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("the PKI specification is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    def __init__(self, problems: Sequence[str], where: str = "") -> None:
+        called = f"the PKI specification {where}".rstrip()
+        super().__init__(f"{called} is wrong:\n" + "\n".join(f"  - {problem}" for problem in problems))
         self.problems = tuple(problems)
 
 

@@ -109,7 +109,7 @@ def _plan(spec: Spec, planner: Planner, items: Sequence[Item] = ()) -> Plan:
 def apply(spec: Spec, directory: Path, now: datetime, old_password: str = "") -> Plan:
     """Issue and repair what `plan` finds, under the directory's lock; returns the plan with the outcome in its items.
 
-    Errors are those of `plan`, and StoreError for what cannot be written: then nothing has been, or only whole pairs.
+    Errors are those of `plan`, and StoreError for what cannot be written: then the files are as they were.
     """
     for certificate in spec.certificates:
         store.owner(certificate.owner, f"certificate {certificate.name!r}")
@@ -137,9 +137,7 @@ def _may_write(planner: Planner, directory: Path) -> None:
     """Find out before the work whether files can be written, and given to whom they belong."""
     owners = {file.owner for step in planner.steps for file in step.repairs if file.owner}
     for step in planner.steps:
-        if step.item.action == "issue" and isinstance(step.wanted, Certificate):
-            owner = planner.owners.get(step.wanted.owner)
-            owners |= {owner} if owner else set()
+        owners |= {owner for owner in step.owners if owner}
     store.probe(directory, owners)
 
 
@@ -197,12 +195,11 @@ class _Maker:
         ca = signers[wanted.ca]
         template = issue.for_certificate(wanted, key, ca.certificate, now)
         made = issue.sign(template, key.public_key(), ca.key, ca.certificate)
-        owner = self.planner.owners.get(wanted.owner)
         stem = directory / wanted.path
         groups.append(
             [
-                File(Path(f"{stem}-key.pem"), keys.pem(key), wanted.mode, owner),
-                File(Path(f"{stem}.pem"), made.public_bytes(Encoding.PEM), PUBLIC, owner),
+                File(Path(f"{stem}-key.pem"), keys.pem(key), wanted.mode, step.owners[0]),
+                File(Path(f"{stem}.pem"), made.public_bytes(Encoding.PEM), PUBLIC, step.owners[1]),
             ]
         )
         return made

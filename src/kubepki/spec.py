@@ -18,7 +18,10 @@ from kubepki.keys import Key
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_OWNER = re.compile(r"[a-z_][a-z0-9_-]*(:[a-z_][a-z0-9_-]*)?")
+# A name of a user or group, or its number.
+_ACCOUNT = r"(?:[A-Za-z_][A-Za-z0-9_.-]{0,63}|[0-9]{1,9})"
+_OWNER = re.compile(rf"{_ACCOUNT}(:{_ACCOUNT})?")
+_MODES = (0o600, 0o400, 0o640, 0o440)
 # RFC 5280, appendix A.1: ub-common-name, ub-organization-name.
 _SUBJECT_LENGTH = 64
 _CURVES = (256, 384, 521)
@@ -154,8 +157,23 @@ class _Reader:
             return ()
         return tuple(dict.fromkeys(data))
 
+    def text(self, where: str, value: object) -> str:
+        """A text; YAML takes what is written without quotes for numbers, dates and truths, and for texts the rest."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        advice = "write one text" if isinstance(value, (Mapping, list, tuple)) else "write it in quotes"
+        self.problems.append(f"{where} is {value!r:.60}; {advice}")
+        return ""
+
+    def named(self, where: str, data: Mapping[Any, Any]) -> dict[str, Any]:
+        """A mapping whose keys are names."""
+        for name in data:
+            if not isinstance(name, str):
+                self.problems.append(f"{where}: name is {name!r:.60}; write it in quotes")
+        return {str(name): entry for name, entry in data.items()}
+
     def choice(self, where: str, value: object, known: Sequence[str]) -> str:
-        text = str(value or "")
+        text = self.text(where, value)
         if text and text not in known:
             self.problems.append(f"{where} {text!r}; it must be one of {', '.join(known)}")
         return text
@@ -174,6 +192,9 @@ class _Reader:
             or (algo == "rsa" and isinstance(size, int) and 2048 <= size <= 8192)
             or (algo == "ed25519" and size == 256)
         )
+        if isinstance(size, str) and size.isdecimal():
+            self.problems.append(f"{where}: key size is {size!r:.60}; write the number without quotes")
+            return Key()
         if not good:
             self.problems.append(
                 f"{where}: key {algo} with {size} bits; ecdsa has 256, 384 or 521, rsa 2048 to 8192, ed25519 256"
@@ -191,8 +212,8 @@ class _Reader:
             return default
 
     def common_name(self, where: str, value: object) -> str:
-        text = str(value or "")
-        if not text:
+        text = self.text(f"{where}: cn", value)
+        if value is None or value == "":
             self.problems.append(f"{where}: cn is empty")
         self._subject(f"{where}: cn", text)
         return text
@@ -216,13 +237,18 @@ class _Reader:
             )
 
     def hosts(self, where: str, values: object) -> tuple[names.Name, ...]:
+        if values is None:
+            return ()
         if not isinstance(values, (list, tuple)):
-            self.problems.append(f"{where}: hosts is {values!r}; write a list")
+            self.problems.append(f"{where}: hosts is {values!r:.60}; write a list")
             return ()
         found: list[names.Name] = []
         for value in values:
+            if not isinstance(value, str):
+                self.problems.append(f"{where}: host is {value!r:.60}; write it in quotes")
+                continue
             try:
-                found.append(names.parse(str(value)))
+                found.append(names.parse(value))
             except ValueError as error:
                 self.problems.append(f"{where}: host {error}")
         return tuple(dict.fromkeys(found))
@@ -235,20 +261,21 @@ class _Reader:
             mode = value if isinstance(value, int) else int(str(value), 8)
         except ValueError:
             mode = -1
-        if mode not in (0o400, 0o440, 0o600, 0o640):
-            written = oct(value) if isinstance(value, int) else repr(value)
-            self.problems.append(f"{where}: mode {written}; a key has 0600, 0400, 0640 or 0440")
+        if mode not in _MODES:
+            meant = [f"{one:04o}" for one in _MODES if isinstance(value, int) and f"{one:o}" == str(value)]
+            advice = f'write "{meant[0]}"' if meant else "a key has 0600, 0400, 0640 or 0440"
+            self.problems.append(f"{where}: mode {value!r:.60}; {advice}")
             return 0o600
         return mode
 
     def owner(self, where: str, value: object) -> str:
-        text = str(value or "")
+        text = self.text(f"{where}: owner", value)
         if text and not _OWNER.fullmatch(text):
             self.problems.append(f"{where}: owner {text!r}; write user or user:group")
         return text
 
     def password(self, where: str, value: object) -> str:
-        text = str(value or "")
+        text = value if isinstance(value, str) else "" if value is None else "no text"
         kind, _, rest = text.partition(":")
         if text and (kind not in ("env", "file") or not rest):
             # The value may be the password itself.
@@ -284,28 +311,29 @@ class _Reader:
 def _certificate(
     reader: _Reader, data: Mapping[str, Any], authorities: Mapping[str, Any], profiles: Mapping[str, Profile]
 ) -> Certificate:
-    name = str(data.get("name") or "")
-    where = f"certificate {name!r}"
+    where = f"certificate {data.get('name') or ''!r:.150}"
+    name = reader.text(f"{where}: name", data.get("name"))
     reader.keys(
         where,
         data,
         ("name", "path", "ca", "cn", "o", "hosts", "profile", "expiry", "key", "owner", "mode", "role", "consumers"),
     )
-    reader.file_name(where, name)
-    path = str(data.get("path") or name)
+    if isinstance(data.get("name"), str | None):
+        reader.file_name(where, name)
+    path = reader.text(f"{where}: path", data.get("path")) or name
     if path != name and not _PATH.fullmatch(path):
         reader.problems.append(f"{where}: path {path!r} must be below the directory, of letters, digits, '.', '_', '-'")
-    ca = str(data.get("ca") or "")
-    if ca not in authorities:
+    ca = reader.text(f"{where}: ca", data.get("ca"))
+    if isinstance(data.get("ca"), str | None) and ca not in authorities:
         reader.problems.append(f"{where}: unknown ca {ca!r}; there are {', '.join(authorities)}")
-    profile = profiles.get(str(data.get("profile") or ""))
+    called = reader.text(f"{where}: profile", data.get("profile"))
+    profile = profiles.get(called)
     if profile is None:
-        reader.problems.append(
-            f"{where}: unknown profile {data.get('profile') or ''!r}; there are {', '.join(profiles)}"
-        )
+        if isinstance(data.get("profile"), str | None):
+            reader.problems.append(f"{where}: unknown profile {called!r}; there are {', '.join(profiles)}")
         profile = PROFILES["client"]
-    hosts = reader.hosts(where, data.get("hosts") or [])
-    if "server auth" in profile.usages and not hosts:
+    hosts = reader.hosts(where, data.get("hosts"))
+    if "server auth" in profile.usages and not data.get("hosts"):
         reader.problems.append(f"{where}: a certificate of a server needs hosts")
     return Certificate(
         name=name,
@@ -361,14 +389,14 @@ def parse(data: object) -> Spec:
     reader = _Reader()
     top = reader.mapping("spec", data)
     reader.keys("spec", top, ("cas", "keypairs", "profiles", "certificates", "cluster"))
-    authorities = {str(n): _authority(reader, str(n), e) for n, e in reader.mapping("cas", top.get("cas")).items()}
-    keypairs = {
-        str(n): reader.key(f"keypair {n!r}", e) for n, e in reader.mapping("keypairs", top.get("keypairs")).items()
-    }
+    cas, pairs, given = (
+        reader.named(what, reader.mapping(what, top.get(what))) for what in ("cas", "keypairs", "profiles")
+    )
+    authorities = {name: _authority(reader, name, entry) for name, entry in cas.items()}
+    keypairs = {name: reader.key(f"keypair {name!r}", entry) for name, entry in pairs.items()}
     for name in keypairs:
         reader.file_name(f"keypair {name!r}", name)
-    given = reader.mapping("profiles", top.get("profiles"))
-    profiles = {**PROFILES, **{str(n): reader.profile(str(n), e) for n, e in given.items()}}
+    profiles = {**PROFILES, **{name: reader.profile(name, entry) for name, entry in given.items()}}
     entries = top.get("certificates") or ()
     if not isinstance(entries, (list, tuple)):
         reader.problems.append(f"certificates is {entries!r:.60}; write a list")
@@ -381,7 +409,7 @@ def parse(data: object) -> Spec:
     reader.keys("cluster", surroundings, ("service_cidrs", "dns_domain"))
     cluster = Surroundings(
         reader.networks("cluster: service_cidrs", surroundings.get("service_cidrs")),
-        str(surroundings.get("dns_domain") or "cluster.local"),
+        reader.text("cluster: dns_domain", surroundings.get("dns_domain")) or "cluster.local",
     )
     named: set[str] = set()
     for certificate in certificates:
@@ -399,6 +427,8 @@ def parse(data: object) -> Spec:
                     f"certificate {certificate.name!r}: its directory {parent} is a file of {owners[str(parent)]}; "
                     "give it another path"
                 )
+    if not (authorities or keypairs or certificates or reader.problems):
+        reader.problems.append("there is nothing in it; write what is to exist under cas, keypairs and certificates")
     if reader.problems:
         raise SpecError(reader.problems)
     return Spec(authorities, keypairs, certificates, cluster)
@@ -418,10 +448,15 @@ def load(path: Path) -> Spec:
             raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB; this is no specification")
         data = yamltext.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
+        raise StoreError(
+            f"{path}: {error.strerror}", "give the path of a specification, a YAML file; docs/pki.md shows one"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError([f"{path}: no YAML: {' '.join(str(error).split())}"]) from error
-    found = parse(data)
+    try:
+        found = parse(data)
+    except SpecError as error:
+        raise SpecError(error.problems, str(path)) from error
     return replace(found, authorities={n: _beside(path, one) for n, one in found.authorities.items()})
 
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from kubepki import keys
-from kubepki.errors import PrivateKeyError, StoreError
+from kubepki import issue, keys
+from kubepki.errors import CertificateError, PrivateKeyError, StoreError
 from kubepki.keys import PrivateKey
 
 # (uid, gid)
@@ -37,6 +37,8 @@ _STALE_SECONDS = 3600
 _LARGEST = 10 * 2**20
 # From so many files on, one flush of the whole filesystem is cheaper than one of each file.
 _MANY = 16
+# How long another process may take to rename its files.
+_PATIENCE_SECONDS = 30
 _UNTOUCHED = "mend that and run again; the files that are there are as they were"
 
 
@@ -99,7 +101,10 @@ def _all(handle: int, size: int) -> bytes:
 def read_certificate(path: Path) -> x509.Certificate | None:
     """The first certificate in a file, None when the file is missing; ValueError when it is damaged."""
     found = read(path)
-    return x509.load_pem_x509_certificate(found.content) if found else None
+    try:
+        return issue.load_all(found.content, str(path))[0] if found else None
+    except CertificateError as error:
+        raise ValueError(error.message) from error
 
 
 def read_key(path: Path, password: Callable[[], bytes] | None = None) -> PrivateKey | None:
@@ -112,16 +117,27 @@ def read_key(path: Path, password: Callable[[], bytes] | None = None) -> Private
 
 
 def owner(text: str, where: str) -> Owner | None:
-    """The numbers of `USER` (with the group that is the user's own) or `USER:GROUP`; None for an empty text."""
+    """The numbers of `USER` (with the group that is the user's own) or `USER:GROUP`; None for an empty text.
+
+    Both may be numbers already.
+    """
     if not text:
         return None
     user, _, group = text.partition(":")
     try:
-        entry = pwd.getpwnam(user)
+        if user.isdecimal() and group:
+            # A number need not be anybody's here: the files may be for a container.
+            uid, own = int(user), 0
+        else:
+            entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+            uid, own = entry.pw_uid, entry.pw_gid
     except KeyError as error:
-        raise StoreError(f"{where}: there is no user {user!r} here", "make the user first, or mend owner") from error
+        hint = "write its group too, as USER:GROUP" if user.isdecimal() else "make the user first, or mend owner"
+        raise StoreError(f"{where}: there is no user {user!r} here", hint) from error
     try:
-        return entry.pw_uid, grp.getgrnam(group).gr_gid if group else entry.pw_gid
+        if not group:
+            return uid, own
+        return uid, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
     except KeyError as error:
         raise StoreError(f"{where}: there is no group {group!r} here", "make the group first, or mend owner") from error
 
@@ -207,10 +223,11 @@ def write(path: Path, content: bytes, mode: int) -> None:
 
 
 def replace(groups: Iterable[Sequence[File]]) -> None:
-    """Replace the files of each group together: the key before its certificate, and neither when one of them fails.
+    """Replace all files, those of a group one after the other (the key before its certificate), or none of them.
 
-    Nothing is replaced before everything is on the disk. A link stays, and the file that it leads to is replaced.
-    StoreError names the path and the cause.
+    Nothing is replaced before everything is on the disk, and when one cannot be replaced, those before it are put back.
+    Of processes that do so at once, one after the other replaces its files. A link stays, and the file that it leads to
+    is replaced. StoreError names the path and the cause.
     """
     wanted = [list(group) for group in groups]
     many = len(wanted) > _MANY
@@ -225,10 +242,12 @@ def replace(groups: Iterable[Sequence[File]]) -> None:
         ]
         if many:
             _flush_filesystems(directories)
-        for group in staged:
-            _swap(group, made)
-        for directory in directories:
-            _flush_directory(directory)
+        with _alone(directories):
+            try:
+                _swap(list(itertools.chain.from_iterable(staged)), made)
+            finally:
+                for directory in directories:
+                    _flush_directory(directory)
     except OSError as error:
         raise StoreError(f"{error.filename or 'the disk'}: {error.strerror}", "mend that and run again") from error
     finally:
@@ -302,24 +321,80 @@ def _give(handle: int, file: File) -> None:
         ) from error
 
 
-def _swap(group: Sequence[_Staged], made: list[Path]) -> None:
-    """Rename all of a group, or put back what was there."""
-    before: list[tuple[Path, Path | None]] = []
+@contextmanager
+def _alone(directories: Iterable[Path]) -> Iterator[None]:
+    """Hold the locks of directories themselves: renames of two runs that mix leave a key beside another certificate."""
+    handles: dict[tuple[int, int], int] = {}
     try:
-        for one in group[:-1]:
-            before.append((one.target, _second_name(one.target, made)))
+        for directory in directories:
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            status = os.fstat(handle)
+            # By two ways to one directory we would wait for ourselves.
+            if handles.setdefault((status.st_dev, status.st_ino), handle) != handle:
+                os.close(handle)
+        end = time.monotonic() + _PATIENCE_SECONDS
+        # In one order for everybody, so that no two wait for each other.
+        for which in sorted(handles):
+            _lock(handles[which], end, directories)
+        yield
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+
+
+def _lock(handle: int, end: float, directories: Iterable[Path]) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                where = ", ".join(map(str, sorted(directories)))
+                raise StoreError(
+                    f"{where}: locked by another process for more than {_PATIENCE_SECONDS} seconds",
+                    "find it with lslocks; the files that are there are as they were",
+                ) from error
+            time.sleep(0.005)
+        except OSError:
+            # Not every filesystem has locks for directories; NFS wants them open for writing.
+            return
+        else:
+            return
+
+
+def _swap(files: Sequence[_Staged], made: list[Path]) -> None:
+    """Rename all, or put back what was there."""
+    before: list[tuple[Path, Path | None]] = []
+    where = files[0].target if files else None
+    try:
+        for one in files:
+            where = one.target
+            # What is last needs no way back.
+            if one is not files[-1]:
+                before.append((one.target, _second_name(one.target, made)))
             one.temporary.replace(one.target)
-        group[-1].temporary.replace(group[-1].target)
     except BaseException as error:
-        for target, old in reversed(before):
+        left = _put_back(before, made)
+        if isinstance(error, OSError):
+            hint = f"mend that and run again; these are new already: {', '.join(left)}" if left else _UNTOUCHED
+            raise StoreError(f"{where}: cannot be replaced: {error.strerror}", hint) from error
+        raise
+
+
+def _put_back(before: Sequence[tuple[Path, Path | None]], made: list[Path]) -> list[str]:
+    """Undo renames; returns the files that could not be, with where their old content is."""
+    left = []
+    for target, old in reversed(before):
+        try:
             if old:
+                # Where nothing was renamed yet both are the same file, and this does nothing.
                 old.replace(target)
             else:
                 target.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            where = ", ".join(str(one.target) for one in group)
-            raise StoreError(f"{where}: cannot be replaced: {error.strerror}", _UNTOUCHED) from error
-        raise
+        except OSError:
+            left.append(f"{target} (as it was: {old})" if old else str(target))
+            if old:
+                made.remove(old)
+    return left
 
 
 def _second_name(target: Path, made: list[Path]) -> Path | None:
@@ -333,7 +408,8 @@ def _second_name(target: Path, made: list[Path]) -> Path | None:
     except OSError:
         # Not every filesystem has links, and not everybody may make them to the files of others.
         old = read(target)
-        return _stage(File(name, old.content, old.mode), name, made, flush=True).temporary if old else None
+        whose = old.owner if old and os.geteuid() == 0 else None
+        return _stage(File(name, old.content, old.mode, whose), name, made, flush=True).temporary if old else None
     return name
 
 

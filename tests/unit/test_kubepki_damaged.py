@@ -107,6 +107,11 @@ def test_an_answer_that_no_file_can_hold(answer: dict[str, str]) -> None:
         ("? " * 100000, "nested"),
         ("cas: {a: {cn: a, expiry: 2026-02-31}}", "day is out of range"),
         (f"cas: {{a: {{cn: {'9' * 5000}}}}}", "digits"),
+        ("cas: {a: {cn: a}}\ncas: {b: {cn: b}}", "line 2: the key 'cas' is there twice"),
+        ("cas:\n  a: {cn: a, o: [x],\n    cn: b}", "line 3: the key 'cn' is there twice"),
+        ("&x cas: {a: {cn: a}}\n*x : {}", "line 2: the key 'cas' is there twice"),
+        ("", "nothing in it"),
+        ("# nothing\n", "nothing in it"),
         ("keypairs: {../x: {}}", "usable as a file name"),
         (f"cas: {{{'a' * 200}: {{cn: a}}}}", "usable as a file name"),
         ('cas: {a: {cn: "a\\0b"}}', "cannot be printed"),
@@ -126,3 +131,59 @@ def test_a_long_specification_is_not_deep(tmp_path: Path) -> None:
     entry = "- {name: c%d, ca: a, cn: x, profile: server, hosts: [a, '10.0.0.1']}\n"
     path.write_text("cas: {a: {cn: a}}\ncertificates:\n" + "".join(entry % number for number in range(1000)))
     assert len(spec.load(path).certificates) == 1000
+
+
+def _with(**fields: Any) -> dict[str, Any]:
+    entry = {"name": "c", "ca": "a", "cn": "x", "profile": "client"}
+    return {"cas": {"a": {"cn": "a"}}, "certificates": [entry | fields]}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"cas": {"a": {"cn": True}}}, "ca 'a': cn is True; write it in quotes"),
+        ({"cas": {"a": {"cn": ["a", "b"]}}}, "ca 'a': cn is ['a', 'b']; write one text"),
+        ({"cas": {"a": {"cn": "a", "role": True}}}, "ca 'a': role is True; write it in quotes"),
+        ({"cas": {False: {"cn": "a"}}}, "cas: name is False; write it in quotes"),
+        ({"keypairs": {83: {}}}, "keypairs: name is 83; write it in quotes"),
+        (_with(name=83), "certificate 83: name is 83; write it in quotes"),
+        (_with(hosts=["a", False]), "certificate 'c': host is False; write it in quotes"),
+        (_with(hosts=[None]), "certificate 'c': host is None; write it in quotes"),
+        (_with(path=1), "certificate 'c': path is 1; write it in quotes"),
+        (_with(ca=1), "certificate 'c': ca is 1; write it in quotes"),
+        (_with(profile=True), "certificate 'c': profile is True; write it in quotes"),
+        (_with(owner=1000), "certificate 'c': owner is 1000; write it in quotes"),
+        (_with(mode=640), "certificate 'c': mode 640; write \"0640\""),
+        (_with(mode=0o644), "certificate 'c': mode 420; a key has 0600, 0400, 0640 or 0440"),
+        (_with(key={"algo": "rsa", "size": "2048"}), "key size is '2048'; write the number without quotes"),
+        ({"cas": {"a": {"cn": "a"}}, "cluster": {"dns_domain": False}}, "dns_domain is False; write it in quotes"),
+    ],
+    ids=str,
+)
+def test_what_is_no_text_becomes_no_name(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        spec.parse(data)
+    assert len(caught.value.problems) == 1
+    assert said in caught.value.problems[0]
+
+
+def test_a_password_that_is_a_number_is_not_shown() -> None:
+    with pytest.raises(SpecError, match="password is neither env:NAME") as caught:
+        spec.parse({"cas": {"a": {"cn": "a", "password": 4711}}})
+    assert "4711" not in str(caught.value)
+
+
+@pytest.mark.parametrize("owner", ["1000:1000", "0", "Build.User:www-data", "a.b"])
+def test_owners_are_names_or_numbers(owner: str) -> None:
+    assert spec.parse(_with(owner=owner)).certificates[0].owner == owner
+
+
+def test_whose_specification_is_wrong_and_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "spec.yml").write_text("cas: {a: {}}")
+    with pytest.raises(
+        SpecError, match=f"the PKI specification {tmp_path}/spec.yml is wrong:\n  - ca 'a': cn is empty"
+    ):
+        spec.load(tmp_path / "spec.yml")
+    with pytest.raises(StoreError, match="No such file") as caught:
+        spec.load(tmp_path / "other.yml")
+    assert "docs/pki.md" in caught.value.hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import base64
 import copy
 import json
 import os
@@ -23,7 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from kubepki import cli, issue, keys, reconcile, spec, store
+from kubepki import arguments, cli, issue, keys, reconcile, spec, store
 from kubepki.errors import StoreError
 
 NOW = datetime.now(UTC)
@@ -143,8 +145,9 @@ def test_what_would_not_live_longer_is_not_made_anew(tmp_path: Path) -> None:
 
 def test_a_clock_before_the_ca(pki: Path) -> None:
     before = contents(pki)
-    with pytest.raises(StoreError, match=r"is valid from .* UTC, and the clock here says"):
+    with pytest.raises(StoreError, match=r"is valid from .* UTC, and the clock here says") as caught:
         apply(pki, now=NOW - timedelta(hours=1))
+    assert caught.value.hint == "set the clock of this machine"
     assert contents(pki) == before
 
 
@@ -206,9 +209,47 @@ def test_what_others_have_made_with_the_ca(pki: Path) -> None:
     assert said(plan(pki))["s"].startswith("issue: is not valid before")
 
 
+def odd(which: str, key: keys.PrivateKey) -> bytes:
+    """A certificate that cryptography reads only when asked for what is odd, and then refuses."""
+    name = issue.subject("m1", ())
+    made = x509.CertificateBuilder(name, name, key.public_key(), 7, NOW, NOW + timedelta(days=9))
+    for number in (1, 2):
+        odd_one = x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.2.3.{number}"), b"\x05\x00")
+        made = made.add_extension(odd_one, critical=False)
+    if which == "x400":
+        made = made.add_extension(x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, b"0\x02\xa3\x00"), False)
+    der = made.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    swaps = {
+        "repeated extension": (b"\x06\x03\x2a\x03\x02", b"\x06\x03\x2a\x03\x01"),
+        "version 8": (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x07"),
+        # prime256v1, ecPublicKey: to numbers beside them.
+        "curve": (bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d03017f")),
+        "kind of key": (bytes.fromhex("2a8648ce3d0201"), bytes.fromhex("2a8648ce3d027f")),
+        "x400": (b"", b""),
+    }
+    old, new = swaps[which]
+    assert old in der
+    text = base64.encodebytes(der.replace(old, new))
+    return b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("which", ["repeated extension", "version 8", "curve", "kind of key", "x400"])
+def test_what_is_read_late_is_damage_too(pki: Path, which: str) -> None:
+    key = store.read_key(pki / "s-key.pem")
+    assert key
+    damage(pki, "s.pem", odd(which, key))
+    assert said(plan(pki))["s"].startswith("issue: damaged: ")
+    with pytest.raises(ValueError, match="is damaged"):
+        store.read_certificate(pki / "s.pem")
+    damage(pki, "etcd-ca-bundle.pem", odd(which, key))
+    assert said(apply(pki))["etcd-ca"] == "repair: etcd-ca-bundle.pem damaged"
+    whole(pki)
+
+
 def test_a_lost_certificate_of_a_ca_is_made_anew_for_its_key(pki: Path) -> None:
     key = (pki / "etcd-ca-key.pem").read_bytes()
     damage(pki, "etcd-ca.pem", None)
+    damage(pki, "etcd-ca-bundle.pem", None)
     assert said(apply(pki)) == {
         "etcd-ca": "issue: certificate missing, its key is there",
         "s": "issue: issuer changed",
@@ -216,6 +257,58 @@ def test_a_lost_certificate_of_a_ca_is_made_anew_for_its_key(pki: Path) -> None:
     assert (pki / "etcd-ca-key.pem").read_bytes() == key
     assert said(plan(pki)) == {}
     whole(pki)
+
+
+def test_a_lost_certificate_of_a_ca_is_in_its_bundle(pki: Path) -> None:
+    before = contents(pki)
+    damage(pki, "etcd-ca.pem", None)
+    bundle = (pki / "etcd-ca-bundle.pem").read_bytes()
+    store.write(pki / "etcd-ca-bundle.pem", (pki / "kube-ca.pem").read_bytes() + bundle, 0o644)
+    found = apply(pki)
+    assert said(found) == {"etcd-ca": "repair: etcd-ca.pem missing, but in the bundle"}
+    assert found.files == ("etcd-ca.pem",)
+    assert (pki / "etcd-ca.pem").read_bytes() == before["etcd-ca.pem"]
+    assert said(plan(pki)) == {}
+    whole(pki)
+
+
+@pytest.mark.parametrize("trace", ["etcd-ca-rotation.json", "etcd-ca-next.pem", "etcd-ca-previous.pem"])
+@pytest.mark.parametrize("lost", [["etcd-ca.pem", "etcd-ca-key.pem"], ["etcd-ca.pem", "etcd-ca-bundle.pem"]])
+def test_a_ca_that_is_lost_while_it_is_rotated_is_not_made(pki: Path, trace: str, lost: list[str]) -> None:
+    store.write(pki / trace, (pki / "kube-ca.pem").read_bytes(), 0o600)
+    for name in lost:
+        damage(pki, name, None)
+    before = contents(pki)
+    with pytest.raises(StoreError, match=f"etcd-ca.pem is missing, and its rotation is under way: {trace}") as caught:
+        apply(pki)
+    assert "backup" in caught.value.hint
+    assert contents(pki) == before
+
+
+def test_an_intermediate_ca_is_no_trust_anchor(pki: Path) -> None:
+    root, key = store.read_certificate(pki / "kube-ca.pem"), keys.generate(spec.Key())
+    signer = store.read_key(pki / "kube-ca-key.pem")
+    assert root
+    assert signer
+    template = issue.for_authority(spec.parse(DATA).authorities["etcd"], NOW)
+    made = issue.sign(template, key.public_key(), signer, root)
+    store.write(pki / "etcd-ca.pem", made.public_bytes(Encoding.PEM), 0o644)
+    store.write(pki / "etcd-ca-key.pem", keys.pem(key), 0o600)
+    with pytest.raises(StoreError, match=r"\(CN=etcd-ca\) is an intermediate CA, issued by CN=kube-ca") as caught:
+        plan(pki)
+    assert "Put a self-signed CA and its key there" in caught.value.hint
+
+
+def test_a_lost_key_of_a_pair_is_not_made_anew(pki: Path) -> None:
+    damage(pki, "sa.key", None)
+    before = contents(pki)
+    for step in (plan, apply):
+        with pytest.raises(StoreError, match=r"sa\.key is missing, but sa\.pub exists") as caught:
+            step(pki)
+        assert "restore it from a backup, or move sa.pub away" in caught.value.hint
+    assert contents(pki) == before
+    damage(pki, "sa.pub", None)
+    assert said(apply(pki)) == {"sa": "issue: missing"}
 
 
 @pytest.mark.parametrize(
@@ -309,6 +402,24 @@ def test_owners(pki: Path) -> None:
     damage(pki, "nodes/n1/c.pem", None)
     apply(pki, data)
     assert (pki / "nodes/n1/c.pem").owner() == "nobody"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_files_stay_whose_they_are(pki: Path) -> None:
+    ours = [pki / name for name in ("s.pem", "s-key.pem", "sa.key", "sa.pub", "etcd-ca-bundle.pem")]
+    for path in ours:
+        os.chown(path, 1000, 1001)
+    damage(pki, "etcd-ca-bundle.pem", (pki / "kube-ca.pem").read_bytes())
+    os.chown(pki / "etcd-ca-bundle.pem", 1000, 1001)
+    store.write(pki / "sa.pub", b"x", 0o644)
+    os.chown(pki / "sa.pub", 1000, 1001)
+    assert apply(pki, leaf(0, cn="m2")).issued == ("s",)
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in ours} == {(1000, 1001)}
+    (pki / "s.pem").unlink()
+    apply(pki)
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in ours} == {(1000, 1001)}
+    apply(pki, leaf(0, cn="m2", owner="root:0"))
+    assert (pki / "s-key.pem").stat().st_uid == 0
 
 
 @pytest.fixture
@@ -582,6 +693,18 @@ def test_a_relative_password_is_beside_the_specification(specification: Path) ->
     assert kubepki("apply", specification)[0] == 0
     key = (specification.parent / "pki/etcd-ca-key.pem").read_bytes()
     assert keys.load(key, "", lambda: b"secret")
+
+
+def test_which_directory_is_meant(tmp_path: Path) -> None:
+    given = argparse.Namespace(spec=tmp_path / "spec.yml", directory=None)
+    (tmp_path / ".lock").touch()
+    assert arguments.directory(given) == tmp_path / "pki"
+    (tmp_path / "etcd-ca.pem").touch()
+    assert arguments.directory(given) == tmp_path
+    (tmp_path / "pki").mkdir()
+    assert arguments.directory(given) == tmp_path / "pki"
+    given.directory = tmp_path / "other"
+    assert arguments.directory(given) == tmp_path / "other"
 
 
 def test_two_certificates_on_one_path(specification: Path) -> None:

@@ -42,6 +42,51 @@ def test_the_old_key_is_never_written_to(tmp_path: Path) -> None:
         assert stream.read() == b"old"
 
 
+@pytest.mark.parametrize("new", [1, 40])
+def test_when_a_later_group_cannot_be_replaced_all_are_as_they_were(tmp_path: Path, new: int) -> None:
+    store.replace([pair(tmp_path, b"old")])
+    (tmp_path / "z.pem").mkdir()
+    groups = [pair(tmp_path, b"new", path=f"n{number}") for number in range(new)]
+    with pytest.raises(StoreError, match=re.escape(f"{tmp_path}/z.pem")):
+        store.replace([pair(tmp_path, b"new"), *groups, pair(tmp_path, b"new", path="z"), pair(tmp_path, b"new")])
+    assert names(tmp_path) == ["a-key.pem", "a.pem", "z.pem"]
+    assert {(tmp_path / name).read_bytes() for name in ("a-key.pem", "a.pem")} == {b"old"}
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from kubepki import store
+here, content = Path(sys.argv[1]), sys.argv[2].encode()
+pair = [store.File(here / "x" / "a-key.pem", content, 0o600), store.File(here / "y" / "a.pem", content, 0o644)]
+for _ in range(50):
+    store.replace([pair])
+    with store._alone([here / "x", here / "y"]):
+        both = {one.path.read_bytes() for one in pair}
+    assert len(both) == 1, both
+"""
+
+
+def test_processes_that_replace_one_pair_at_once_leave_whole_ones(tmp_path: Path) -> None:
+    for name in "xy":
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE) for number in range(3)]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == [b""] * 3
+
+
+def test_a_directory_that_stays_locked_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.replace([pair(tmp_path, b"old")])
+    (tmp_path / "again").symlink_to(tmp_path)
+    # By two ways to one directory nobody waits for himself.
+    store.replace([pair(tmp_path, b"new"), pair(tmp_path / "again", b"new", path="b")])
+    monkeypatch.setattr(store, "_PATIENCE_SECONDS", 0.1)
+    with store._alone([tmp_path]), pytest.raises(StoreError, match="locked by another process"):
+        store.replace([pair(tmp_path, b"newer")])
+    assert names(tmp_path) == ["a-key.pem", "a.pem", "again", "b-key.pem", "b.pem"]
+    assert (tmp_path / "a.pem").read_bytes() == b"new"
+
+
 @pytest.mark.parametrize("old", [b"old", None])
 def test_when_the_certificate_cannot_be_replaced_the_key_is_as_it_was(tmp_path: Path, old: bytes | None) -> None:
     (tmp_path / "a.pem").mkdir()
@@ -182,3 +227,11 @@ def test_directories_are_made_for_us_alone_and_others_are_left_alone(tmp_path: P
     for path in (tmp_path / "file", tmp_path / "file" / "x"):
         with pytest.raises(StoreError, match=f"{tmp_path}/file"):
             store.make_directory(path, 0o700)
+
+
+def test_owners_in_numbers() -> None:
+    assert store.owner("4000000:12", "it") == (4000000, 12)
+    assert store.owner("0", "it") == store.owner("root", "it") == store.owner("root:0", "it") == (0, 0)
+    with pytest.raises(StoreError, match="no user '4000000' here") as caught:
+        store.owner("4000000", "it")
+    assert "USER:GROUP" in caught.value.hint
