@@ -584,6 +584,29 @@ def test_more_in_a_bundle_is_left_alone_and_the_ca_goes_in_front(pki: Path) -> N
     assert bundle.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_bundle_that_was_cut_is_damaged(pki: Path) -> None:
+    whole_one = (pki / "etcd-ca.pem").read_bytes()
+    store.write(pki / "etcd-ca-bundle.pem", whole_one + (pki / "kube-ca.pem").read_bytes()[:-100], 0o644)
+    assert said(apply(pki)) == {"etcd-ca": "repair: etcd-ca-bundle.pem damaged"}
+    assert (pki / "etcd-ca-bundle.pem").read_bytes() == whole_one
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that stay")
+def test_who_was_not_told_is_told_by_the_next_apply(pki: Path) -> None:
+    data = changed(lambda data: [one.update(cn="m2") for one in data["certificates"]])
+    before = contents(pki)
+    if subprocess.run(["chattr", "+i", pki / "nodes/n1/c.pem"], check=False, capture_output=True).returncode:
+        pytest.skip("no file here can be made to stay")
+    try:
+        with pytest.raises(StoreError, match=r"c\.pem: cannot be replaced: Operation not permitted") as caught:
+            apply(pki, data)
+    finally:
+        subprocess.run(["chattr", "-i", pki / "nodes/n1/c.pem"], check=True)
+    assert "the files that are there are as they were" in caught.value.hint
+    assert contents(pki) == before
+    assert set(apply(pki, data).consumers) == {"etcd", "kubelet"}
+
+
 @pytest.mark.parametrize("other", ["next", "previous"])
 def test_a_lost_bundle_of_a_rotation_has_both_again(pki: Path, other: str) -> None:
     store.write(pki / f"etcd-ca-{other}.pem", (pki / "kube-ca.pem").read_bytes(), 0o644)
