@@ -248,7 +248,9 @@ def _labels(judged: Judged, spot: Spot) -> dict[str, str]:
 
 
 def _metric(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> str:
-    lines = [f"{_PREFIX}_{name}{_label_text(labels)} {int(value)}\n" for labels, value in samples]
+    # A series that is there twice makes the whole file unreadable; what has the same labels is the same certificate.
+    series = {_label_text(labels): int(value) for labels, value in samples}
+    lines = [f"{_PREFIX}_{name}{labels} {value}\n" for labels, value in series.items()]
     full = f"{_PREFIX}_{name}"
     return f"# HELP {full} {text}\n# TYPE {full} gauge\n{''.join(lines)}" if lines else ""
 

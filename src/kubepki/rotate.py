@@ -56,6 +56,14 @@ def _parser() -> arguments.Parser:
         step = steps.add_parser(name, help=summary)
         arguments.add_specification(step)
         step.add_argument("ca", metavar="CA", help="its name in the specification")
+        if name in ("trust", "issue"):
+            step.add_argument(
+                "--old-password",
+                default="",
+                metavar="SOURCE",
+                help="the password that the new CA's key is under, when the specification has another: "
+                "env:NAME or file:PATH",
+            )
     confirm.add_argument("ca", metavar="CA", help="its name in the specification")
     confirm.add_argument("consumer", metavar="CONSUMER", help="as the specification calls it")
     confirm.add_argument(
@@ -97,7 +105,8 @@ def main(argv: list[str]) -> int:
         return 0
     before = rotation.state(wanted, directory, given.ca, call=call)
     take, _ = _STEPS[given.step]
-    found = take(wanted, directory, given.ca, now, call=call)
+    more = {"old_password": given.old_password} if "old_password" in given else {}
+    found = take(wanted, directory, given.ca, now, call=call, **more)
     sys.stdout.write(_words(found, call))
     if found.phase != before.phase or before.unfinished:
         stem = wanted.authorities[given.ca].stem

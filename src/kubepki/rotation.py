@@ -39,7 +39,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from kubepki import issue as certificates
 from kubepki import keys, sources, store
-from kubepki.errors import CertificateError, RotationError, StoreError
+from kubepki.errors import CertificateError, PrivateKeyError, RotationError, StoreError
 from kubepki.keys import PrivateKey
 from kubepki.rules_x509 import issued_by
 from kubepki.spec import Authority, Certificate, Spec
@@ -219,10 +219,13 @@ def _both(
     places = [files.current[0], files.next[0], files.previous[0]]
     if record.doing in ("drop", "abort"):
         places += sorted(files.retired.glob(f"{files.stem}-*.pem")) if files.retired.is_dir() else []
-    known = {}
+    known: dict[str, x509.Certificate] = {}
     for path in places:
-        if not path.name.endswith("-key.pem") and path.exists():
-            found = _certificate(path)
+        if path.name.endswith("-key.pem") or not path.exists():
+            continue
+        # What was retired long ago is no reason to stop.
+        found = _quietly(path) if path.parent == files.retired else _certificate(path)
+        if found:
             known[fingerprint(found)] = found
     expected = record.new if record.phase == ISSUE_FROM_NEW else record.old
     if not record.doing and fingerprint(current) != expected:
@@ -242,14 +245,10 @@ def _both(
 
 
 def _certificate(path: Path) -> x509.Certificate:
-    try:
-        return certificates.load(path.read_bytes(), str(path))
-    except FileNotFoundError:
-        raise StoreError(
-            f"{path} is missing", "kubepki apply makes a CA; one that was lost comes from a backup"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
+    found = store.read(path)
+    if found is None:
+        raise StoreError(f"{path} is missing", "kubepki apply makes a CA; one that was lost comes from a backup")
+    return certificates.load(found.content, str(path))
 
 
 def _missing(
@@ -298,10 +297,16 @@ def _still_old(rotation: _Rotation, old: x509.Certificate, new: x509.Certificate
 
 def _quietly(path: Path) -> x509.Certificate | None:
     """The first certificate of a file; None when there is none, or no such file."""
+    return next(iter(_all_quietly(path)), None)
+
+
+def _all_quietly(path: Path) -> list[x509.Certificate]:
+    """All certificates of a file; none when it cannot be read."""
     try:
-        return certificates.load_all(path.read_bytes(), str(path))[0]
-    except (OSError, CertificateError):
-        return None
+        found = store.read(path)
+        return certificates.load_all(found.content, str(path)) if found else []
+    except (StoreError, CertificateError):
+        return []
 
 
 def _not_shown(
@@ -324,9 +329,12 @@ def _has_elsewhere(authority: Authority, consumer: str) -> bool:
     return authority.role == "kubelet-signer" and consumer.partition("@")[0] == "kubelet"
 
 
-def trust(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = "SPEC") -> State:
+def trust(
+    spec: Spec, directory: Path, name: str, now: datetime, *, call: str = "SPEC", old_password: str = ""
+) -> State:
     """Make the new CA, and let the bundle hold both. A pair NAME-ca-next.pem and -key.pem that lies there is taken.
 
+    `old_password` is the source of the password under which that key is, when it is not the specification's.
     The old CA may have expired, and its key may be lost. In `trust-both` it mends the bundle, and does nothing else.
     `now` is an aware UTC time. RotationError when another step has to come first.
     """
@@ -334,14 +342,20 @@ def trust(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = 
         files = rotation.files
         record = _load(files)
         current = _certificate(files.current[0])
+        resumed = record is not None and record.doing == "trust"
         if record is None:
             record = _Record(SETTLED, "trust", fingerprint(current), begun=now.astimezone(UTC).isoformat())
         elif record.doing not in ("", "trust") or record.phase == ISSUE_FROM_NEW:
             raise _first(rotation, record, "a rotation is under way already")
         _both(rotation, record, current)
         password = _password(rotation.authority)
+        if not resumed and files.next[1].exists() and not files.next[0].exists():
+            raise StoreError(
+                f"{files.next[1]} is there, but not its certificate {files.next[0].name}",
+                "put the certificate beside it, or move the key away to have a new pair made",
+            )
         # Found out before anything is written: whether what lies there can be used.
-        _usable_next(rotation, current, password, now)
+        _usable_next(rotation, current, now, old_password)
         if record.phase == SETTLED:
             _save(files, record)
         new = _make_next(rotation, password, now)
@@ -350,9 +364,13 @@ def trust(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = 
         return _state(rotation)
 
 
-def issue(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = "SPEC") -> State:
+def issue(
+    spec: Spec, directory: Path, name: str, now: datetime, *, call: str = "SPEC", old_password: str = ""
+) -> State:
     """Make the new CA the one that issues; the old one becomes NAME-ca-previous.pem, and stays trusted.
 
+    `old_password` is the source of the password under which the new CA's key is, when the specification has another by
+    now: the key is then encrypted anew.
     `apply` then issues all certificates of the CA anew. RotationError lists every consumer that has not shown that it
     trusts both, or names the step that comes first. In `issue-from-new` it mends the bundle, and does nothing else.
     """
@@ -370,7 +388,7 @@ def issue(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = 
             return _state(rotation)
         if not record.doing:
             _wait(rotation, record, "issue")
-            _usable_next(rotation, current, _password(rotation.authority), now)
+            _usable_next(rotation, current, now, old_password)
             record = replace(record, doing="issue")
             _save(files, record)
         if not files.previous[0].exists():
@@ -431,8 +449,9 @@ def abort(spec: Spec, directory: Path, name: str, now: datetime, *, call: str = 
         _write_bundle(files, add=[current], remove=made)
         if made:
             _retire(files, files.next, made)
-        # A key without a certificate signed nothing, and nobody trusts it.
-        files.next[1].unlink(missing_ok=True)
+        else:
+            # A key without its certificate: somebody may have brought it.
+            _move(files.next[1], files.retired / f"{files.stem}-without-certificate-key.pem")
         _close(files, replace(record, phase=SETTLED, doing=""), made or current, now)
         return _state(rotation)
 
@@ -576,15 +595,37 @@ def _password(authority: Authority) -> bytes:
     return sources.password(authority.password) if authority.password else b""
 
 
-def _usable_next(rotation: _Rotation, current: x509.Certificate, password: bytes, now: datetime) -> None:
-    """CertificateError or PrivateKeyError when there is a next pair that cannot take over."""
+def _next_key(rotation: _Rotation, content: bytes, old_password: str) -> PrivateKey:
+    """The next key, under the password of the specification or the one that it had before. PrivateKeyError."""
+    where, secret = str(rotation.files.next[1]), _password(rotation.authority)
+    try:
+        return keys.load(content, where, lambda: secret)
+    except PrivateKeyError as error:
+        if not keys.is_encrypted(content):
+            raise
+        if old_password:
+            return keys.load(content, where, lambda: sources.password(old_password))
+        raise PrivateKeyError(
+            error.message,
+            "if the password of the CA was changed during the rotation, give the one before as well: "
+            "--old-password env:NAME or file:PATH",
+            error.code,
+        ) from error
+
+
+def _usable_next(rotation: _Rotation, current: x509.Certificate, now: datetime, old_password: str) -> None:
+    """CertificateError or PrivateKeyError when there is a next pair that cannot take over.
+
+    Its key becomes its owner's alone, under the password of the specification.
+    """
     path, key_path = rotation.files.next
     if not path.exists():
         return
-    if not key_path.exists():
+    found = store.read(key_path)
+    if found is None:
         raise StoreError(f"{key_path} is missing, but {path} exists", "restore it, or move both away")
-    made = certificates.load(path.read_bytes(), str(path))
-    key = keys.load(key_path.read_bytes(), str(key_path), lambda: password)
+    made = _certificate(path)
+    key = _next_key(rotation, found.content, old_password)
     problem = certificates.unfit(made, now)
     if problem:
         raise CertificateError(f"{path} {problem}", f"{rotation.command('abort')}, and begin again")
@@ -592,13 +633,26 @@ def _usable_next(rotation: _Rotation, current: x509.Certificate, password: bytes
         raise CertificateError(f"{key_path} is not the key of {path}", "restore both, or move both away")
     if made.public_key() == current.public_key():
         raise CertificateError(f"{path} has the key of {rotation.files.current[0]}", "a rotation needs a new key")
+    secret = _password(rotation.authority)
+    if keys.is_encrypted(found.content) and not _opens(found.content, str(key_path), secret):
+        store.replace([[File(key_path, keys.pem(key, secret), 0o600, found.owner)]])
+    elif found.mode & 0o077:
+        key_path.chmod(0o600)
+
+
+def _opens(content: bytes, where: str, password: bytes) -> bool:
+    try:
+        keys.load(content, where, lambda: password)
+    except PrivateKeyError:
+        return False
+    return True
 
 
 def _make_next(rotation: _Rotation, password: bytes, now: datetime) -> x509.Certificate:
     """The new CA: what lies there, or one that is made now. The key is first, and alone it is worth nothing."""
     path, key_path = rotation.files.next
     if path.exists():
-        return certificates.load(path.read_bytes(), str(path))
+        return _certificate(path)
     key: PrivateKey = keys.generate(rotation.authority.key)
     made = certificates.sign(certificates.for_authority(rotation.authority, now), key.public_key(), key)
     store.replace([[File(key_path, keys.pem(key, password), 0o600), File(path, _pem(made), 0o644)]])
@@ -611,10 +665,8 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 def _write_bundle(files: _Files, *, add: Sequence[x509.Certificate], remove: x509.Certificate | None = None) -> None:
     """Let the bundle hold what is to be added, and not what is to be removed; the rest of it stays."""
-    try:
-        before = certificates.load_all(files.bundle.read_bytes(), str(files.bundle))
-    except FileNotFoundError:
-        before = []
+    found = store.read(files.bundle)
+    before = certificates.load_all(found.content, str(files.bundle)) if found else []
     kept = [one for one in before if one != remove]
     wanted = [one for one in add if one not in kept] + kept
     if wanted != before:
@@ -623,28 +675,64 @@ def _write_bundle(files: _Files, *, add: Sequence[x509.Certificate], remove: x50
 
 def _copy(source: tuple[Path, Path], target: tuple[Path, Path]) -> None:
     """Key and certificate as they are, so that an encrypted key stays encrypted; the key of the old CA may be lost."""
-    pair = [File(target[1], source[1].read_bytes(), 0o600)] if source[1].exists() else []
-    store.replace([[*pair, File(target[0], source[0].read_bytes(), 0o644)]])
+    key, certificate = store.read(source[1]), store.read(source[0])
+    if certificate is None:
+        raise StoreError(f"{source[0]} is missing", "restore it from a backup")
+    pair = [File(target[1], key.content, 0o600)] if key else []
+    store.replace([[*pair, File(target[0], certificate.content, 0o644)]])
 
 
 def _retire(files: _Files, pair: tuple[Path, Path], certificate: x509.Certificate) -> None:
-    """Move a pair to `retired/`, under a name with its serial number; nothing is lost."""
-    files.retired.mkdir(0o700, exist_ok=True)
-    files.retired.chmod(0o700)
-    stem = f"{files.stem}-{certificate.serial_number:x}"
+    """Move a pair to `retired/`, under a name with its fingerprint; nothing is lost."""
+    stem = f"{files.stem}-{fingerprint(certificate)}"
     for path, name in ((pair[1], f"{stem}-key.pem"), (pair[0], f"{stem}.pem")):
-        if path.exists():
-            path.replace(files.retired / name)
-    _flush(files.retired)
+        _move(path, files.retired / name)
     _flush(files.directory)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file to `retired/`, if it is there; what lies there is never replaced."""
+    found = store.read(path)
+    if found is None:
+        return
+    target.parent.mkdir(0o700, exist_ok=True)
+    target.parent.chmod(0o700)
+    if path.name.endswith("-key.pem") and found.mode & 0o077:
+        path.chmod(0o600)
+    path.replace(_free(target, found.content))
+    _flush(target.parent)
+
+
+def _free(target: Path, content: bytes) -> Path:
+    """The path itself, or with a number, so that no other content lies there; the names end in what they are."""
+    stem, end = target.name, ""
+    for known in ("-key.pem", "-rotation.json", ".pem"):
+        if target.name.endswith(known):
+            stem, end = target.name.removesuffix(known), known
+            break
+    candidate, number = target, 1
+    while candidate.exists() and not _holds(candidate, content):
+        number += 1
+        candidate = target.with_name(f"{stem}-{number}{end}")
+    return candidate
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        found = store.read(path)
+    except StoreError:
+        return False
+    return found is not None and found.content == content
 
 
 def _close(files: _Files, record: _Record, certificate: x509.Certificate, now: datetime) -> None:
     """End a rotation: its record becomes history."""
     files.retired.mkdir(0o700, exist_ok=True)
     files.retired.chmod(0o700)
-    history = files.retired / f"{files.stem}-{certificate.serial_number:x}-rotation.json"
-    store.write(history, _json(record, ended=now.astimezone(UTC).isoformat()), 0o600)
+    content = _json(record, ended=now.astimezone(UTC).isoformat())
+    store.write(
+        _free(files.retired / f"{files.stem}-{fingerprint(certificate)}-rotation.json", content), content, 0o600
+    )
     files.record.unlink(missing_ok=True)
     _flush(files.directory)
 
@@ -665,23 +753,34 @@ def _save(files: _Files, record: _Record) -> None:
     store.write(files.record, _json(record), 0o600)
 
 
-def _parsed(data: dict[str, Any]) -> _Record:
+def _parsed(content: bytes) -> _Record:
+    """ValueError, TypeError, KeyError, AttributeError or RecursionError for what no step has written."""
+    data = json.loads(content)
     version, record = data.pop("version"), _Record(**data)
     steps = {"", "trust", "issue", "drop", "abort"}
     if version != _VERSION or record.phase not in PHASES or record.doing not in steps:
+        raise ValueError
+    evidence = [one for shown in record.shown.values() for one in shown.values()]
+    anchors = [one["anchors"] for one in record.trust.values()]
+    texts = [record.old, record.new, record.begun, *(one["fingerprint"] for one in evidence)]
+    texts += [anchor for those in anchors for anchor in those]
+    if not all(isinstance(those, list) for those in anchors) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    if record.begun:
+        datetime.fromisoformat(record.begun)
+    if not record.old or (record.phase != SETTLED and record.doing != "abort" and not record.new):
         raise ValueError
     return record
 
 
 def _load(files: _Files) -> _Record | None:
     """What is recorded; without a record, what the files say. None when nothing is being rotated."""
-    try:
-        return _parsed(json.loads(files.record.read_bytes()))
-    except FileNotFoundError:
+    found = store.read(files.record)
+    if found is None:
         return _derived(files)
-    except OSError as error:
-        raise StoreError(f"{files.record}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    try:
+        return _parsed(found.content)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{files.record} is damaged",
             "restore it from a backup, or move it away: the phase is then told by the files, "
@@ -698,5 +797,7 @@ def _derived(files: _Files) -> _Record | None:
         return _Record(TRUST_BOTH, "issue", fingerprint(previous), fingerprint(following))
     if previous:
         return _Record(ISSUE_FROM_NEW, "", fingerprint(previous), fingerprint(current))
+    if following and following != current and following in _all_quietly(files.bundle):
+        return _Record(TRUST_BOTH, "", fingerprint(current), fingerprint(following))
     # A pair that somebody brought is no rotation yet: `trust` takes it.
     return None

@@ -34,9 +34,9 @@ RULES: Mapping[str, Rule] = {
     # Files.
     "missing": _error("each certificate of the specification is there"),
     "damaged": _error("certificates are PEM that can be read"),
-    "key-missing": _error("each certificate lies beside its key"),
+    "key-missing": _error("each certificate lies beside its key, and key pairs are there"),
     "key-damaged": _error("keys are PEM that can be read, of a kind that Kubernetes knows"),
-    "key-mismatch": _error("a key that is not the certificate's fails each handshake"),
+    "key-mismatch": _error("a key that is not the certificate's, or the public key's, fails each handshake and token"),
     "key-mode": _error("whoever reads a key is its owner (CIS Kubernetes Benchmark: 0600)"),
     "key-encrypted": _error("neither etcd nor Kubernetes asks for a password"),
     "ca-key-missing": _warning("without the CA's key nothing can be issued or renewed"),
@@ -117,7 +117,8 @@ class Finding:
 class KeyFile:
     """A private key's file: `state` is `read`, `missing`, `encrypted` or `damaged`, and `problem` why it was not read.
 
-    Of the key only the public half is kept. `mode` has the permission bits of the file.
+    Of the key only the public half is kept. `mode` has the permission bits of the file. `pub_problem`: of key pairs,
+    why the public key beside it is not its own.
     """
 
     path: Path
@@ -125,6 +126,7 @@ class KeyFile:
     mode: int = 0
     public: PublicKey | None = None
     problem: str = ""
+    pub_problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Entry:
     """The files of a certificate or CA: all certificates of its file, or a `problem`; none and no problem is missing.
 
     Of CAs: `bundle` are the trust anchors, None when there is no such file, and `previous` the CA that a rotation is
-    about to replace.
+    about to replace; `other_keys` are those of the CAs before and after it, of those that are there.
     """
 
     path: Path
@@ -143,6 +145,7 @@ class Entry:
     bundle_problem: str = ""
     previous: x509.Certificate | None = None
     rotating: bool = False
+    other_keys: tuple[KeyFile, ...] = ()
 
     @property
     def certificate(self) -> x509.Certificate | None:

@@ -28,6 +28,8 @@ def judge(spec: Spec, found: Found, now: datetime) -> list[Finding]:
     for name, authority in spec.authorities.items():
         if name in found.authorities:
             findings += rules_x509.authority(authority, found.authorities[name], issued[name], now)
+    for name, key in found.keypairs.items():
+        findings += rules_x509.keypair(name, key)
     for wanted in spec.certificates:
         entry = found.certificates.get(wanted.name)
         if entry:

@@ -26,11 +26,12 @@ _USAGES: Mapping[str, tuple[str, ...]] = {
     "etcd-server": _SERVER + _CLIENT,
     "etcd-peer": _SERVER + _CLIENT,
 }
+_PROXY = "front-proxy-client"
 _KUBERNETES = ("kubernetes", "kubelet-signer")
 # Roles of certificates -> roles of CAs that may have issued them; the rest is Kubernetes' clients.
 _ISSUERS: Mapping[str, tuple[str, ...]] = {
     "apiserver": ("kubernetes",),
-    "front-proxy-client": ("front-proxy",),
+    _PROXY: ("front-proxy",),
     "apiserver-etcd-client": ("etcd",),
     "etcd-server": ("etcd",),
     "etcd-peer": ("etcd",),
@@ -117,9 +118,27 @@ def _usages(wanted: Certificate, certificate: x509.Certificate) -> Iterator[Find
         )
 
 
+def _stranger(one: Certificate, role: str) -> bool:
+    """Whether a certificate may not come from the CA of the front proxy, and nobody else says so."""
+    if one.role:
+        # With a CA of the role, each of these is a finding of its own.
+        return one.role != _PROXY and not role
+    return "client auth" in one.profile.usages or "server auth" not in one.profile.usages
+
+
 def _authority(spec: Spec, wanted: Certificate) -> Iterator[Finding]:
     role = spec.authorities[wanted.ca].role
     allowed = _ISSUERS.get(wanted.role, _KUBERNETES)
+    if wanted.role == _PROXY and role in ("", "front-proxy"):
+        others = [one.name for one in spec.certificates if one.ca == wanted.ca and _stranger(one, role)]
+        if others:
+            yield Finding(
+                "front-proxy-ca",
+                wanted.name,
+                f"is issued by {wanted.ca}, and so are {', '.join(others)}: who has one of these may say of any "
+                "request whom it comes from",
+                _again("give the front proxy a CA of its own, with role: front-proxy, and nothing else of it"),
+            )
     if not role or role in allowed:
         return
     if role == "front-proxy":
@@ -129,7 +148,7 @@ def _authority(spec: Spec, wanted: Certificate) -> Iterator[Finding]:
             f"is issued by {wanted.ca}, whose clients may say of any request whom it comes from",
             _again(f"set ca: to that of the role {allowed[0]}"),
         )
-    elif wanted.role == "front-proxy-client":
+    elif wanted.role == _PROXY:
         yield Finding(
             "front-proxy-ca",
             wanted.name,
@@ -288,9 +307,11 @@ _CHECKS: Mapping[str, Callable[[Certificate, x509.Certificate, Surroundings], It
 def authorities(spec: Spec, found: Found) -> Iterator[Finding]:
     """The CA of the front proxy is nobody else's."""
     known = [(spec.authorities[name], entry.certificate) for name, entry in found.authorities.items()]
+    proxies = {one.ca for one in spec.certificates if one.role == _PROXY}
+    proxies |= {name for name, authority in spec.authorities.items() if authority.role == "front-proxy"}
     for proxy, one in known:
         for other, another in known:
-            if proxy.role != "front-proxy" or other.role == "front-proxy" or not one or not another:
+            if proxy.name not in proxies or other.name in proxies or not one or not another:
                 continue
             alike = "key" if one.public_key() == another.public_key() else ""
             alike = alike or ("subject" if one.subject == another.subject else "")

@@ -150,6 +150,29 @@ def _leaf_key(wanted: Certificate, key: KeyFile, certificate: x509.Certificate) 
         yield Finding("key-mismatch", wanted.name, f"{key.path} is not the key of its certificate", _apply())
 
 
+def keypair(name: str, key: KeyFile) -> Iterator[Finding]:
+    """Breaches of one key pair: whoever signs tokens with it asks for no password, and verifies with the `.pub`."""
+    yield from _mode(name, key, 0o600)
+    if key.state == "missing":
+        yield Finding(
+            "key-missing",
+            name,
+            f"{key.path} is missing",
+            "restore it from a backup: all tokens are signed with it; if there never was one, run kubepki apply",
+        )
+    elif key.state == "damaged":
+        yield Finding("key-damaged", name, key.problem, "restore it from a backup: all tokens are signed with it")
+    elif key.state == "encrypted":
+        yield Finding(
+            "key-encrypted",
+            name,
+            f"{key.path} is encrypted",
+            f"openssl pkey -in {key.path} writes it without a password",
+        )
+    elif key.pub_problem:
+        yield Finding("key-mismatch", name, key.pub_problem, _apply())
+
+
 def _life(name: str, certificate: x509.Certificate, now: datetime, *, renewal: str) -> Iterator[Finding]:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now >= end:
@@ -317,7 +340,7 @@ def authority(wanted: Authority, entry: Entry, issued: Sequence[x509.Certificate
             f"{entry.path} holds {len(entry.certificates)} certificates",
             f"leave the CA's alone in it; what is to be trusted stands in {name}-bundle.pem",
         )
-    yield from _authority_key(wanted, entry.key, ca)
+    yield from _authority_key(wanted, entry.key, entry.other_keys, ca)
     yield from _life(name, ca, now, renewal=f"kubepki rotate trust SPEC {wanted.name} begins with a new one")
     yield from _strength(name, ca, renewal=f"kubepki rotate trust SPEC {wanted.name} begins with a new one")
     yield from _may_issue(name, ca)
@@ -326,9 +349,12 @@ def authority(wanted: Authority, entry: Entry, issued: Sequence[x509.Certificate
     yield from _above(name, entry, ca)
 
 
-def _authority_key(wanted: Authority, key: KeyFile, ca: x509.Certificate) -> Iterator[Finding]:
+def _authority_key(
+    wanted: Authority, key: KeyFile, others: Sequence[KeyFile], ca: x509.Certificate
+) -> Iterator[Finding]:
     name = wanted.stem
-    yield from _mode(name, key, 0o600)
+    for one in (key, *others):
+        yield from _mode(name, one, 0o600)
     if key.state == "missing":
         yield Finding("ca-key-missing", name, f"{key.path} is missing", "restore it from a backup")
     elif key.state == "damaged":

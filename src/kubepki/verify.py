@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import stat
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
-from kubepki import arguments, issue, keys, rules, sources, spec
+from kubepki import arguments, issue, keys, rules, sources, spec, store
 from kubepki.errors import KubepkiError, StoreError
 from kubepki.rules import Entry, Finding, Found, KeyFile
 from kubepki.spec import Authority, Spec
-
-_LARGEST = 10 * 2**20
 
 
 def read(wanted: Spec, directory: Path) -> Found:
     """Everything of a specification that lies in a directory; what cannot be read becomes a problem of its entry."""
     return Found(
         {name: _authority(authority, directory) for name, authority in wanted.authorities.items()},
-        {name: _key(directory / f"{name}.key") for name in wanted.keypairs},
+        {name: _keypair(directory, name) for name in wanted.keypairs},
         {
             one.name: _entry(directory / f"{one.path}.pem", _key(directory / f"{one.path}-key.pem"))
             for one in wanted.certificates
@@ -31,23 +30,11 @@ def read(wanted: Spec, directory: Path) -> Found:
     )
 
 
-def _content(path: Path) -> bytes | None:
-    """What is in a file; None when there is none."""
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise StoreError(f"{path} is larger than {_LARGEST // 2**20} MB")
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-
-
 def _certificates(path: Path) -> tuple[tuple[x509.Certificate, ...] | None, str]:
     """(certificates of a file, None when it is missing; a problem)."""
     try:
-        content = _content(path)
-        return (None, "") if content is None else (tuple(issue.load_all(content, str(path))), "")
+        content = store.read(path)
+        return (None, "") if content is None else (tuple(issue.load_all(content.content, str(path))), "")
     except KubepkiError as error:
         return None, error.message
 
@@ -71,7 +58,24 @@ def _authority(wanted: Authority, directory: Path) -> Entry:
         bundle_problem,
         previous[0] if previous else None,
         (directory / f"{wanted.stem}-rotation.json").exists(),
+        tuple(_key(directory / f"{wanted.stem}-{which}-key.pem", wanted.password) for which in ("next", "previous")),
     )
+
+
+def _keypair(directory: Path, name: str) -> KeyFile:
+    key, path = _key(directory / f"{name}.key"), directory / f"{name}.pub"
+    problem = ""
+    try:
+        found = store.read(path)
+        if found is None:
+            problem = f"{path} is missing"
+        elif key.public and serialization.load_pem_public_key(found.content) != key.public:
+            problem = f"{path} is not the public half of {key.path}"
+    except KubepkiError as error:
+        problem = error.message
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        problem = f"{path} is damaged"
+    return dataclasses.replace(key, pub_problem=problem)
 
 
 def _key(path: Path, password: str = "") -> KeyFile:
@@ -83,11 +87,11 @@ def _key(path: Path, password: str = "") -> KeyFile:
 
     mode = 0
     try:
-        content = _content(path)
-        if content is None:
+        found = store.read(path)
+        if found is None:
             return KeyFile(path, "missing")
-        mode = stat.S_IMODE(path.stat().st_mode)
-        return KeyFile(path, "read", mode, keys.load(content, str(path), secret).public_key())
+        mode = found.mode
+        return KeyFile(path, "read", mode, keys.load(found.content, str(path), secret).public_key())
     except KubepkiError as error:
         return KeyFile(path, "encrypted" if asked else "damaged", mode, problem=error.message)
 
@@ -110,6 +114,7 @@ def main(argv: list[str]) -> int:
     count = {
         "certificates": len(wanted.certificates),
         "authorities": len(wanted.authorities),
+        "keypairs": len(wanted.keypairs),
         "without_role": sum(not one.role for one in wanted.certificates),
         "errors": errors,
         "warnings": len(findings) - errors,
@@ -131,9 +136,10 @@ def _plural(count: int, word: str) -> str:
 
 
 def _summary(directory: Path, count: dict[str, int]) -> str:
+    pairs = f"{_plural(count['keypairs'], 'key pair')}, " if count["keypairs"] else ""
     said = (
         f"{directory}: {_plural(count['certificates'], 'certificate')} of {_plural(count['authorities'], 'CA')}, "
-        f"{_plural(count['errors'], 'error')}, {_plural(count['warnings'], 'warning')}\n"
+        f"{pairs}{_plural(count['errors'], 'error')}, {_plural(count['warnings'], 'warning')}\n"
     )
     if count["without_role"]:
         said += (

@@ -8,6 +8,7 @@ requirements" of the Kubernetes documentation, and etcd's security guide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kubewright.topology import Cluster, Machine
@@ -30,7 +31,7 @@ def _certificate(
     hosts: list[str] | None = None,
     o: str = "",
 ) -> dict[str, Any]:
-    """One entry of the specification; `consumers` are systemd units without their suffix."""
+    """One entry of the specification; `consumers` are UNIT@MACHINE, systemd units without their suffix."""
     return {
         "name": name,
         "ca": ca,
@@ -76,6 +77,16 @@ _CLIENTS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "etcd-client": ("etcd", "kube-etcd-healthcheck-client", "etcd-client", ()),
     "flanneld": ("etcd", "flanneld", "etcd-client", ("flanneld",)),
 }
+# Unit -> machines that run it.
+_MACHINES: dict[str, Callable[[Cluster], tuple[Machine, ...]]] = {
+    "etcd": Cluster.etcd_members,
+    "kube-apiserver": Cluster.masters,
+    "kube-controller-manager": Cluster.masters,
+    "kube-scheduler": Cluster.masters,
+    "kubelet": Cluster.nodes,
+    "kube-proxy": Cluster.nodes,
+    "flanneld": Cluster.nodes,
+}
 # CA -> (common name, units that trust it); their names are their roles.
 _AUTHORITIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "kubernetes": (
@@ -88,17 +99,30 @@ _AUTHORITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+def _consumers(cluster: Cluster, units: tuple[str, ...]) -> tuple[str, ...]:
+    """`UNIT@MACHINE` of all machines that run it: what one has shown says nothing of the others."""
+    return tuple(f"{unit}@{machine.name}" for unit in units for machine in _MACHINES[unit](cluster))
+
+
 def spec(cluster: Cluster) -> dict[str, Any]:
     """The specification that kubepki reconciles: CAs, key pairs, certificates."""
     life = f"{cluster.pki_expiry_hours}h"
     certificates = [
         _certificate(
-            "apiserver", "kubernetes", "kube-apiserver", "server", life, "apiserver", _API, hosts=_api_names(cluster)
+            "apiserver",
+            "kubernetes",
+            "kube-apiserver",
+            "server",
+            life,
+            "apiserver",
+            _consumers(cluster, _API),
+            hosts=_api_names(cluster),
         ),
         _certificate("admin", "kubernetes", "kubernetes-admin", "client", life, "admin", o="system:masters"),
     ]
     certificates += [
-        _certificate(name, ca, cn, "client", life, role, units) for name, (ca, cn, role, units) in _CLIENTS.items()
+        _certificate(name, ca, cn, "client", life, role, _consumers(cluster, units))
+        for name, (ca, cn, role, units) in _CLIENTS.items()
     ]
     for member in cluster.etcd_members():
         names = [member.name, member.address]
@@ -112,13 +136,18 @@ def spec(cluster: Cluster) -> dict[str, Any]:
                     "peer",
                     life,
                     f"etcd-{kind}",
-                    ("etcd",),
+                    (f"etcd@{member.name}",),
                     hosts=hosts,
                 )
             )
     return {
         "cas": {
-            name: {"cn": cn, "expiry": f"{cluster.pki_ca_expiry_hours}h", "role": name, "consumers": list(units)}
+            name: {
+                "cn": cn,
+                "expiry": f"{cluster.pki_ca_expiry_hours}h",
+                "role": name,
+                "consumers": list(_consumers(cluster, units)),
+            }
             for name, (cn, units) in _AUTHORITIES.items()
         },
         "keypairs": {"service-account": {"algo": "rsa", "size": 2048}},

@@ -13,6 +13,9 @@ from typing import Any
 CAS: Mapping[str, str] = {
     "kubernetes-ca.pem": "/opt/kubernetes/ssl/ca.pem",
     "etcd-ca.pem": "/opt/etcd/ssl/ca.pem",
+    # On masters; a machine without these files is asked for nothing.
+    "kubelet-signer-ca.pem": "/opt/kubernetes/ssl/kubelet-signer-ca.pem",
+    "front-proxy-ca.pem": "/opt/kubernetes/ssl/front-proxy-ca.pem",
 }
 ENCRYPTION_KEY = "encryption_key"
 # A new one does as well, as soon as the API server has heard of it, which is the stage master.

@@ -39,6 +39,17 @@ def test_etcd_members_have_certificates_of_their_own() -> None:
     assert found["etcd-peer-node02"]["hosts"] == ["node02", "192.168.80.12"]
 
 
+def test_each_machine_is_waited_for_by_itself() -> None:
+    found = spec.parse(certificates.spec(build(kube_masters_are_nodes=False)))
+    assert set(found.authorities["etcd"].consumers) >= {"etcd@node01", "etcd@node02", "kube-apiserver@master01"}
+    named = {one.name: one.consumers for one in found.certificates}
+    assert named["etcd-peer-node01"] == ("etcd@node01",)
+    assert named["kube-proxy"] == ("kube-proxy@node01", "kube-proxy@node02")
+    assert named["apiserver"] == ("kube-apiserver@master01",)
+    assert "kubelet@node02" in found.authorities["kubelet-signer"].consumers
+    assert all("@" in consumer for one in found.authorities.values() for consumer in one.consumers)
+
+
 def test_no_machine_gets_a_ca_key_but_that_of_the_kubelet_signer() -> None:
     for machine in ("master01", "node01", "node02"):
         for dest, entry in files(machine).items():

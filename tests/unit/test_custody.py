@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kubewright import custody
+from test_topology import build
+
+from kubewright import certificates, custody
 from kubewright.machine import facts
 
 ALL = {custody.ENCRYPTION_KEY, *custody.TOKEN}
@@ -34,6 +36,28 @@ def test_a_fresh_clone_makes_no_second_cas() -> None:
 def test_another_cluster_of_the_same_machines() -> None:
     [found] = problems({**OURS, "etcd-ca.pem": ["9"]}, ALL, a={"cas": GIVEN})
     assert "/i/pki has another etcd-ca.pem" in found
+
+
+def test_the_cas_of_masters_are_guarded_as_well() -> None:
+    for name in ("kubelet-signer", "front-proxy"):
+        path = f"/opt/kubernetes/ssl/{name}-ca.pem"
+        [found] = problems(OURS, ALL, m={"cas": {**GIVEN, path: ["4"]}})
+        assert f"/i/pki has no {name}-ca.pem" in found
+        [found] = problems({**OURS, f"{name}-ca.pem": ["5"]}, ALL, m={"cas": {path: ["4"]}})
+        assert f"/i/pki has another {name}-ca.pem" in found
+        assert problems({**OURS, f"{name}-ca.pem": ["4"]}, ALL, m={"cas": {**GIVEN, path: ["4"]}}) == []
+
+
+def test_a_cluster_whose_machines_have_no_such_file_is_not_refused() -> None:
+    cas = {**OURS, "kubelet-signer-ca.pem": ["3"], "front-proxy-ca.pem": ["4"]}
+    assert problems(cas, ALL, m={"cas": GIVEN}) == problems(OURS, ALL, m={"cas": GIVEN}) == []
+
+
+def test_what_is_guarded_is_what_machines_are_given() -> None:
+    given = {f["dest"]: f["source"] for f in certificates.distribution(build(), "master01") if "source" in f}
+    for name, path in custody.CAS.items():
+        if not path.startswith("/opt/etcd/"):
+            assert given[path].replace("-bundle", "") == name
 
 
 def test_a_rotation_has_two_cas() -> None:

@@ -546,6 +546,15 @@ def test_a_kubeconfig_that_holds_everything(pki: Path, tmp_path: Path) -> None:
         assert judgement.kubeconfigs == 1
 
 
+def test_a_series_is_there_once(pki: Path, tmp_path: Path) -> None:
+    data = embedded(pki)
+    data["users"] *= 2
+    text = report.prometheus(judged(write_config(tmp_path / "config", data)))
+    lines = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(set(lines))
+    assert sum('entry="user admin"' in line for line in lines) == 2
+
+
 def test_a_kubeconfig_that_names_files(pki: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "kube" / "cfg"
     elsewhere.mkdir(parents=True)

@@ -142,7 +142,7 @@ def test_a_rotation(pki: Path) -> None:
 
     retired = pki / "retired"
     assert retired.stat().st_mode & 0o777 == 0o700
-    stem = f"etcd-ca-{old.serial_number:x}"
+    stem = f"etcd-ca-{rotation.fingerprint(old)}"
     assert (retired / f"{stem}-key.pem").read_bytes() == old_key
     assert (retired / f"{stem}-key.pem").stat().st_mode & 0o777 == 0o600
     assert certificate(retired, stem) == old
@@ -183,7 +183,7 @@ def test_abort_goes_back(pki: Path) -> None:
     found = rotation.abort(SPEC, pki, "etcd", NOW)
     assert (found.phase, found.old) == (SETTLED, old)
     assert anchors(pki) == [old]
-    assert certificate(pki / "retired", f"etcd-ca-{new.serial_number:x}") == new
+    assert certificate(pki / "retired", f"etcd-ca-{rotation.fingerprint(new)}") == new
     assert not [*pki.glob("*-next*"), *pki.glob("*-rotation*")]
     # What was shown for one rotation is worth nothing for another.
     to_trust(pki)
@@ -408,13 +408,39 @@ def test_an_encrypted_key_stays_encrypted(pki: Path, monkeypatch: pytest.MonkeyP
     assert b"ENCRYPTED" in following
     trusted_by_all(pki, wanted)
     monkeypatch.setenv("ETCD_CA", "wrong")
-    with pytest.raises(PrivateKeyError, match="cannot be decrypted"):
+    with pytest.raises(PrivateKeyError, match="cannot be decrypted") as caught:
         rotation.issue(wanted, pki, "etcd", NOW)
+    assert "--old-password" in caught.value.hint
     monkeypatch.setenv("ETCD_CA", "secret")
     rotation.issue(wanted, pki, "etcd", NOW)
     assert (pki / "etcd-ca-key.pem").read_bytes() == following
     assert (pki / "etcd-ca-previous-key.pem").read_bytes() == encrypted
     assert keys.load(following, "key", lambda: b"secret").public_key() == certificate(pki, "etcd-ca").public_key()
+
+
+def test_a_password_that_was_changed_in_between(
+    pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = copy.deepcopy(DATA)
+    data["cas"]["etcd"]["password"] = "env:ETCD_CA"
+    wanted = spec.parse(data)
+    monkeypatch.setenv("ETCD_CA", "before")
+    rotation.trust(wanted, pki, "etcd", NOW)
+    trusted_by_all(pki, wanted)
+    monkeypatch.setenv("ETCD_CA", "now")
+    monkeypatch.setenv("BEFORE", "before")
+    path = tmp_path / "pki.yml"
+    path.write_text(yaml.safe_dump(data))
+    assert cli.main(["rotate", "issue", str(path), "etcd"]) == 1
+    assert cli.main(["rotate", "issue", str(path), "etcd", "--old-password", "env:ETCD_CA"]) == 1
+    assert rotation.state(wanted, pki, "etcd").phase == TRUST_BOTH
+    assert cli.main(["rotate", "issue", str(path), "etcd", "--old-password", "env:BEFORE"]) == 0
+    capsys.readouterr()
+    key = (pki / "etcd-ca-key.pem").read_bytes()
+    assert keys.load(key, "key", lambda: b"now").public_key() == certificate(pki, "etcd-ca").public_key()
+    reconcile.apply(wanted, pki, NOW)
+    presented_by_all(pki)
+    assert rotation.drop(wanted, pki, "etcd", NOW).phase == SETTLED
 
 
 def bring(directory: Path, cn: str = "brought", *, life: timedelta = timedelta(days=9), key: Any = None) -> None:
@@ -433,6 +459,65 @@ def test_a_ca_that_somebody_brings_is_taken(pki: Path) -> None:
     found = rotation.trust(SPEC, pki, "etcd", NOW)
     assert found.new
     assert found.new.subject.rfc4514_string() == "CN=brought"
+
+
+def test_a_key_that_somebody_brings_becomes_its_owners_alone(pki: Path) -> None:
+    bring(pki)
+    key = pki / "etcd-ca-next-key.pem"
+    key.chmod(0o644)
+    rotation.trust(SPEC, pki, "etcd", NOW)
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_that_was_brought_before_its_certificate_is_kept(pki: Path) -> None:
+    bring(pki)
+    brought = (pki / "etcd-ca-next-key.pem").read_bytes()
+    (pki / "etcd-ca-next.pem").unlink()
+    before = content(pki)
+    with pytest.raises(StoreError, match=r"next-key\.pem is there, but not its certificate etcd-ca-next\.pem"):
+        rotation.trust(SPEC, pki, "etcd", NOW)
+    assert content(pki) == before
+    # In an interrupted beginning it may be ours or not: going back keeps it.
+    record = {"version": 1, "phase": "settled", "doing": "trust", "begun": NOW.isoformat()}
+    record["old"] = rotation.fingerprint(certificate(pki, "etcd-ca"))
+    (pki / "etcd-ca-rotation.json").write_text(json.dumps(record))
+    rotation.abort(SPEC, pki, "etcd", NOW)
+    assert [path.read_bytes() for path in (pki / "retired").glob("*-key.pem")] == [brought]
+
+
+def test_nothing_in_retired_is_replaced(pki: Path) -> None:
+    known = set()
+    for _ in range(3):
+        to_trust(pki)
+        stem = f"etcd-ca-{rotation.fingerprint(certificate(pki, 'etcd-ca-next'))}"
+        (pki / "retired").mkdir(exist_ok=True)
+        for end in ("-key.pem", ".pem", "-rotation.json"):
+            known.add((pki / "retired" / f"{stem}{end}", end))
+            (pki / "retired" / f"{stem}{end}").write_text("another's")
+        rotation.abort(SPEC, pki, "etcd", NOW)
+        for end in ("-2-key.pem", "-2.pem", "-2-rotation.json"):
+            assert (pki / "retired" / f"{stem}{end}").stat().st_size > 20
+    assert all(path.read_text() == "another's" for path, _ in known)
+
+
+def test_a_pipe_stops_nobody(pki: Path) -> None:
+    for name, step in (("etcd-ca-next.pem", rotation.trust), ("etcd-ca-bundle.pem", rotation.trust)):
+        path = pki / name
+        before = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        if name.endswith("next.pem"):
+            os.mkfifo(pki / "etcd-ca-next-key.pem")
+        with pytest.raises(StoreError, match="is no ordinary file"):
+            step(SPEC, pki, "etcd", NOW)
+        for one in (path, pki / "etcd-ca-next-key.pem"):
+            if one.is_fifo():
+                one.unlink()
+        if before:
+            path.write_bytes(before)
+    to_drop(pki)
+    os.mkfifo(pki / "stray.pem")
+    assert rotation.drop(SPEC, pki, "etcd", NOW).phase == SETTLED
 
 
 def test_a_ca_that_cannot_take_over_is_refused_before_anything_is_written(pki: Path) -> None:
@@ -482,8 +567,41 @@ def test_a_lost_record_costs_the_confirmations_and_no_more(pki: Path) -> None:
     assert rotation.drop(SPEC, pki, "etcd", NOW).phase == SETTLED
 
 
+def test_a_lost_record_before_the_new_ca_issues(pki: Path) -> None:
+    to_trust(pki)
+    (pki / "etcd-ca-rotation.json").unlink()
+    found = rotation.state(SPEC, pki, "etcd")
+    assert (found.phase, found.new, len(found.missing)) == (TRUST_BOTH, certificate(pki, "etcd-ca-next"), 4)
+    with pytest.raises(RotationError, match="has to wait"):
+        rotation.issue(SPEC, pki, "etcd", NOW)
+    trusted_by_all(pki)
+    assert rotation.issue(SPEC, pki, "etcd", NOW).phase == ISSUE_FROM_NEW
+
+
+GOOD = '{"version": 1, "phase": "trust-both", "doing": "", "old": "a", "new": "b"'
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "phase": "x", "doing": "", "old": ""}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 2}',
+        '{"version": 1, "phase": "x", "doing": "", "old": ""}',
+        '{"version": 1, "phase": "trust-both", "doing": "", "old": "a"}',
+        f'{GOOD}, "trust": [1]}}',
+        f'{GOOD}, "trust": {{"etcd": 5}}}}',
+        f'{GOOD}, "trust": {{"etcd": {{"anchors": "ab"}}}}}}',
+        f'{GOOD}, "trust": {{"etcd": {{"anchors": [1]}}}}}}',
+        f'{GOOD}, "shown": {{"etcd": 5}}}}',
+        f'{GOOD}, "shown": {{"etcd": {{"a": 5}}}}}}',
+        f'{GOOD}, "shown": {{"etcd": {{"a": {{"fingerprint": 1}}}}}}}}',
+        f'{GOOD}, "begun": "yesterday"}}',
+        f'{GOOD}, "begun": 5}}',
+        "[" * 100_000,
+        '{"version": 1, "phase": ' + "[" * 100_000,
+    ],
 )
 def test_a_damaged_record_is_a_message(text: str, pki: Path) -> None:
     to_trust(pki)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -346,6 +347,7 @@ def copied_key(directory: Path, source: str, name: str) -> None:
 def token_key(directory: Path, source: str) -> None:
     key = keys.load((directory / source).read_bytes(), source)
     (directory / "service-account.key").write_bytes(keys.pem(key))
+    (directory / "service-account.pub").write_bytes(keys.public_pem(key))
 
 
 def replaced(directory: Path, name: str) -> None:
@@ -382,6 +384,21 @@ def without_bundle_of_the_old(directory: Path) -> None:
 
 def swap_ca_key(directory: Path) -> None:
     shutil.copy(directory / "kube-proxy-key.pem", directory / "etcd-ca-key.pem")
+
+
+def next_key(directory: Path) -> Path:
+    return Path(shutil.copy(directory / "etcd-ca-key.pem", directory / "etcd-ca-next-key.pem"))
+
+
+def pipe(path: Path) -> None:
+    """Nobody writes into it: who opens it as if it were a file waits for ever."""
+    path.unlink()
+    os.mkfifo(path, 0o600)
+
+
+def foreign_pub(directory: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    (directory / "service-account.pub").write_bytes(keys.public_pem(key))
 
 
 def expired_ca(directory: Path) -> None:
@@ -432,7 +449,17 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("key-mode", "kube-proxy", lambda d: (d / "kube-proxy-key.pem").chmod(0o640), "0640"),
     ("key-mode", "etcd-ca", lambda d: (d / "etcd-ca-key.pem").chmod(0o644), "0644"),
     ("key-encrypted", "etcd-server-node01", lambda d: encrypt(d / "etcd-server-node01-key.pem"), "encrypted"),
+    ("key-mode", "etcd-ca", lambda d: next_key(d).chmod(0o644), "next-key.pem has mode 0644"),
     ("key-mismatch", "etcd-ca", swap_ca_key, "not the key"),
+    ("key-missing", "service-account", lambda d: (d / "service-account.key").unlink(), "missing"),
+    ("key-damaged", "service-account", lambda d: (d / "service-account.key").write_text("x"), "no private key"),
+    ("key-damaged", "service-account", lambda d: pipe(d / "service-account.key"), "no ordinary file"),
+    ("damaged", "kube-proxy", lambda d: pipe(d / "kube-proxy.pem"), "no ordinary file"),
+    ("key-encrypted", "service-account", lambda d: encrypt(d / "service-account.key"), "encrypted"),
+    ("key-mode", "service-account", lambda d: (d / "service-account.key").chmod(0o644), "0644"),
+    ("key-mismatch", "service-account", lambda d: (d / "service-account.pub").unlink(), "missing"),
+    ("key-mismatch", "service-account", lambda d: (d / "service-account.pub").write_text("x"), "damaged"),
+    ("key-mismatch", "service-account", foreign_pub, "not the public half"),
     ("ca-key-missing", "etcd-ca", lambda d: (d / "etcd-ca-key.pem").unlink(), "missing"),
     ("ca-key-password", "etcd-ca", lambda d: encrypt(d / "etcd-ca-key.pem"), "encrypted"),
     ("ca-one-certificate", "etcd-ca", lambda d: append(d, "etcd-ca.pem", "front-proxy-ca.pem"), "holds 2"),
@@ -591,6 +618,29 @@ def test_without_roles_only_the_general_rules_are_asked(pki: Path) -> None:
     assert found(data, pki) == [("server-without-names", "etcd-server-node01")]
 
 
+def test_the_ca_of_the_front_proxy_is_told_by_what_it_issues(pki: Path) -> None:
+    data = good()
+    for one in data["cas"].values():
+        del one["role"]
+    assert found(data, pki) == []
+    by_name(data)["front-proxy-client"]["ca"] = "kubelet-signer"
+    reconcile.apply(spec.parse(data), pki, NOW)
+    assert found(data, pki) == []
+    by_name(data)["kube-proxy"]["ca"] = "kubelet-signer"
+    reconcile.apply(spec.parse(data), pki, NOW)
+    [finding] = judged(data, pki)
+    assert (finding.rule, finding.subject) == ("front-proxy-ca", "front-proxy-client")
+    assert "and so are kube-proxy:" in finding.message
+    # A client without a role is a client nevertheless; a server is none.
+    del by_name(data)["kube-proxy"]["role"]
+    assert found(data, pki) == [("front-proxy-ca", "front-proxy-client")]
+    data["cas"]["kubelet-signer"]["role"] = "front-proxy"
+    assert found(data, pki) == [("front-proxy-ca", "front-proxy-client")]
+    by_name(data)["kube-proxy"].update(profile="server", hosts=["node01"])
+    reconcile.apply(spec.parse(data), pki, NOW)
+    assert found(data, pki) == []
+
+
 def test_an_encrypted_ca_key_with_its_password_breaks_nothing(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = good()
     data["cas"]["etcd"]["password"] = "env:ETCD_CA"
@@ -622,7 +672,7 @@ def test_the_command(pki: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = tmp_path / "pki.yml"
     path.write_text(yaml.safe_dump(data))
     code, out, err = verified(capsys, str(path))
-    assert (code, out, err) == (0, f"{pki}: 18 certificates of 4 CAs, 0 errors, 0 warnings\n", "")
+    assert (code, out, err) == (0, f"{pki}: 18 certificates of 4 CAs, 1 key pair, 0 errors, 0 warnings\n", "")
 
     by_name(data)["admin"]["o"] = ["system:masters"]
     reconcile.apply(spec.parse(data), pki, NOW)
