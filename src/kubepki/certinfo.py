@@ -24,6 +24,8 @@ _NAMES = {
     "street_address": NameOID.STREET_ADDRESS,
     "postal_code": NameOID.POSTAL_CODE,
 }
+# Of cfssl's two names of one bit that which its own files have.
+_KEY_USAGES = {bit: usage for usage, bit in reversed(usages.KEY.items())}
 # Go's names of signature algorithms.
 _ALGORITHMS = {
     "1.2.840.113549.1.1.5": "SHA1WithRSA",
@@ -146,10 +148,7 @@ def _beyond(extensions: x509.Extensions, public: object) -> dict[str, Any]:
     for extension in extensions:
         value = extension.value
         if isinstance(value, x509.KeyUsage):
-            first = {bit: text for text, bit in reversed(usages.KEY.items())}
-            # Two of them may only be asked where there is an agreement.
-            bits = [bit for bit in reversed(first) if value.key_agreement or not bit.endswith("_only")]
-            names += [first[bit] for bit in bits if getattr(value, bit)]
+            names += [_KEY_USAGES[bit] for bit in usages.bits(value)]
         elif isinstance(value, x509.ExtendedKeyUsage):
             names += [usages.name_of(usage.dotted_string) for usage in value]
         elif isinstance(value, x509.BasicConstraints):

@@ -123,21 +123,14 @@ def _usages(
     have = [one.dotted_string for one in found] if isinstance(found, x509.ExtendedKeyUsage) else []
     want = usages.extended(wanted.profile.usages)
     said = _difference("usage", map(usages.name_of, have), map(usages.name_of, want))
-    bits = _bits(extensions.get(x509.KeyUsage))
+    key_usage = extensions.get(x509.KeyUsage)
+    bits = set(usages.bits(key_usage)) if key_usage else set()
     if bits != (need := issue.leaf_key_usages(wanted, key)):
         said += _difference("key usage", (_BITS[one] for one in sorted(bits)), (_BITS[one] for one in sorted(need)))
     constraints = extensions.get(x509.BasicConstraints)
     if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
         said.append("it is a CA")
     return said
-
-
-def _bits(extension: object) -> set[str]:
-    if not isinstance(extension, x509.KeyUsage):
-        return set()
-    # These two are defined only beside key agreement (RFC 5280, 4.2.1.3).
-    never = set() if extension.key_agreement else {"encipher_only", "decipher_only"}
-    return {one for one in _BITS if one not in never and getattr(extension, one)}
 
 
 def _life(found: x509.Certificate, ca: x509.Certificate | None, now: datetime) -> list[str]:

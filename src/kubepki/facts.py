@@ -25,6 +25,8 @@ _SIGNATURES = {
     for name, oid in vars(SignatureAlgorithmOID).items()
     if isinstance(oid, x509.ObjectIdentifier)
 }
+# Of cfssl's two names of one bit that which says more.
+_KEY_USAGES = {bit: usage for usage, bit in usages.KEY.items()}
 _WEAK_HASHES = ("md2", "md4", "md5", "sha1")
 
 
@@ -188,7 +190,7 @@ def _extension(value: x509.ExtensionType) -> dict[str, Any]:
     elif isinstance(value, x509.ExtendedKeyUsage):
         found = {"usages": tuple(usages.name_of(one.dotted_string) for one in value)}
     elif isinstance(value, x509.KeyUsage):
-        found = {"key_usages": _key_usages(value)}
+        found = {"key_usages": tuple(_KEY_USAGES[bit] for bit in usages.bits(value))}
     elif isinstance(value, x509.BasicConstraints):
         found = {"is_ca": value.ca, "path_length": value.path_length}
     elif isinstance(value, x509.SubjectKeyIdentifier):
@@ -196,16 +198,6 @@ def _extension(value: x509.ExtensionType) -> dict[str, Any]:
     elif isinstance(value, x509.AuthorityKeyIdentifier):
         found = {"authority_key": (value.key_identifier or b"").hex()}
     return found
-
-
-def _key_usages(value: x509.KeyUsage) -> tuple[str, ...]:
-    found = []
-    for usage, attribute in usages.KEY.items():
-        # cfssl has two names for one bit; the two last bits mean something only with key agreement.
-        skipped = usage == "signing" or (attribute.endswith("_only") and not value.key_agreement)
-        if not skipped and getattr(value, attribute):
-            found.append(usage)
-    return tuple(found)
 
 
 def _general_name(one: x509.GeneralName) -> Name:

@@ -9,8 +9,6 @@ KEY = {
     "signing": "digital_signature",
     "digital signature": "digital_signature",
     "content commitment": "content_commitment",
-    # As cfssl wrote it until 2017.
-    "content committment": "content_commitment",
     "key encipherment": "key_encipherment",
     "key agreement": "key_agreement",
     "data encipherment": "data_encipherment",
@@ -35,13 +33,15 @@ EXTENDED = {
     "microsoft sgc": "1.3.6.1.4.1.311.10.3.3",
     "netscape sgc": "2.16.840.1.113730.4.1",
 }
+# As cfssl wrote it until 2017.
+_FORMER = {"content committment": "content commitment"}
 SERVER_AUTH = EXTENDED["server auth"]
 CLIENT_AUTH = EXTENDED["client auth"]
 
 
 def unknown(names: Iterable[str]) -> list[str]:
     """Those that are the name of no usage."""
-    return [name for name in names if name not in KEY and name not in EXTENDED]
+    return [name for name in names if _FORMER.get(name, name) not in KEY and name not in EXTENDED]
 
 
 def known() -> list[str]:
@@ -51,7 +51,14 @@ def known() -> list[str]:
 
 def key(names: Iterable[str]) -> set[str]:
     """The attributes of a KeyUsage that these names set."""
-    return {KEY[name] for name in names if name in KEY}
+    return {KEY[today] for name in names if (today := _FORMER.get(name, name)) in KEY}
+
+
+def bits(extension: object) -> list[str]:
+    """The attributes that are set in a KeyUsage. The last two are defined only beside key agreement (RFC 5280)."""
+    agreement = getattr(extension, "key_agreement", False)
+    asked = [bit for bit in dict.fromkeys(KEY.values()) if agreement or not bit.endswith("_only")]
+    return [bit for bit in asked if getattr(extension, bit)]
 
 
 def extended(names: Iterable[str]) -> list[str]:

@@ -29,6 +29,14 @@ def key() -> PrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+def test_one_bit_has_one_name() -> None:
+    found = signed(key_usages=frozenset({"content_commitment", "digital_signature"}))
+    lines = [line for line in describe.certificate(found) if line.startswith("key usage ")]
+    assert lines == ["key usage digital signature", "key usage content commitment"]
+    assert usages.key(["content committment"]) == usages.key(["content commitment"]) == {"content_commitment"}
+    assert usages.unknown(["content committment"]) == []
+
+
 def signed(by: PrivateKey | None = None, for_: PrivateKey | None = None, **fields: Any) -> x509.Certificate:
     by = by or key()
     template = SERVER._replace(**fields)
