@@ -297,7 +297,7 @@ class Planner:
             except PrivateKeyError as error:
                 why = [error.message]
             except issue.UNREADABLE as error:
-                why = [f"damaged: {str(error).partition(chr(10))[0] or type(error).__name__}"]
+                why = [f"damaged: {issue.first_line(error)}"]
         if found is None or key_found is None or certificate is None or why:
             item = Item(wanted.name, "issue", tuple(why), files=names[::-1], consumers=wanted.consumers)
             # A pair of which half is lost is made for whom the other half was.

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
-from kubepki import keys, usages
+from kubepki import issue, keys, usages
 from kubepki.issue import UNREADABLE
 from kubepki.names import Name
 
@@ -38,8 +38,8 @@ def plain(text: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error of cryptography says."""
-    return plain(str(error).partition("\n")[0] or type(error).__name__)
+    """`issue.first_line` in plain text."""
+    return plain(issue.first_line(error))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,11 @@ class Issuer(NamedTuple):
     key: PrivateKey
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error of cryptography says; its kind when it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def subject(cn: str, organisations: Iterable[str]) -> x509.Name:
     """O before CN, as everybody writes them."""
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, o) for o in organisations]
@@ -251,7 +256,7 @@ def load_all(content: bytes, where: str) -> list[x509.Certificate]:
             _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
     except UNREADABLE as error:
         raise CertificateError(
-            f"{where} is damaged: {_first(error)}",
+            f"{where} is damaged: {first_line(error)}",
             "it was cut or changed, or has an encoding that is not supported: restore it",
             1003,
         ) from error
@@ -264,7 +269,3 @@ def load_all(content: bytes, where: str) -> list[x509.Certificate]:
             1002,
         )
     return found
-
-
-def _first(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

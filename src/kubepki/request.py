@@ -276,7 +276,7 @@ def load(content: bytes, where: str) -> x509.CertificateSigningRequest:
         valid = found.is_signature_valid
         _ = found.subject, found.extensions, found.public_key()
     except issue.UNREADABLE as error:
-        reason = str(error).partition("\n")[0]
+        reason = issue.first_line(error)
         raise RequestError(f"{where} is damaged: {reason}", "it was cut or changed: make it anew", 9003) from error
     if not valid:
         raise RequestError(
