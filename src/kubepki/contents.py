@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from kubepki import facts, issue
+from kubepki import facts, issue, keys
 
 # Files with these names are meant to hold something: with nothing in them they are damaged.
 MEANT = (".pem", ".crt", ".cer", ".der")
@@ -38,8 +37,7 @@ _CERTIFICATE = ("CERTIFICATE", "X509 CERTIFICATE")
 _REQUEST = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
 _LIST = "X509 CRL"
 # Those of SSH and others are not for TLS. The last one is cfssl's.
-_KEYS = ("PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "Ed25519 PRIVATE KEY")
-_ODD_LABEL = b"Ed25519 PRIVATE KEY"
+_KEYS = ("PRIVATE KEY", "EC PRIVATE KEY", "RSA PRIVATE KEY", "ENCRYPTED PRIVATE KEY", keys.ODD_LABEL.decode())
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -191,7 +189,9 @@ def _decoded(body: bytes) -> bytes:
 def _key(text: bytes, called: str) -> KeyPiece:
     try:
         # The full validation of an RSA key takes up to half a second, for doubts that nobody has here.
-        key = load_pem_private_key(text.replace(_ODD_LABEL, b"PRIVATE KEY"), None, unsafe_skip_rsa_key_validation=True)
+        key = load_pem_private_key(
+            text.replace(keys.ODD_LABEL, b"PRIVATE KEY"), None, unsafe_skip_rsa_key_validation=True
+        )
     except TypeError:
         return KeyPiece(encrypted=True)
     except issue.UNREADABLE:
@@ -200,19 +200,11 @@ def _key(text: bytes, called: str) -> KeyPiece:
 
 
 def _public(key: PrivateKeyTypes, called: str) -> KeyPiece:
-    if isinstance(key, rsa.RSAPrivateKey) and not _consistent(key.private_numbers()):
+    if not keys.consistent(key):
         return KeyPiece(problem=f"{called} is damaged")
     public = key.public_key()
     encoded = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return KeyPiece(facts.public_key(public, encoded))
-
-
-def _consistent(numbers: rsa.RSAPrivateNumbers) -> bool:
-    """Whether the numbers of an RSA key belong together (RFC 8017, 3.2), but for the proof that p and q are prime."""
-    p, q, public = numbers.p, numbers.q, numbers.public_numbers
-    if p < 3 or q < 3 or p * q != public.n:
-        return False
-    return numbers.d * public.e % (p - 1) == 1 and numbers.d * public.e % (q - 1) == 1
 
 
 def read(content: bytes, name: str) -> Contents:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from kubepki.errors import PrivateKeyError
@@ -21,7 +22,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 _CURVES: dict[int, ec.EllipticCurve] = {256: ec.SECP256R1(), 384: ec.SECP384R1(), 521: ec.SECP521R1()}
 # cfssl's label, which nothing else reads: the content is PKCS#8.
-_ODD_LABEL = b"Ed25519 PRIVATE KEY"
+ODD_LABEL = b"Ed25519 PRIVATE KEY"
 _BLOCK = re.compile(rb"-----BEGIN ((?:[A-Za-z0-9]+ )*PRIVATE KEY)-----")
 
 
@@ -95,16 +96,14 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
     if not found:
         what = "is empty" if not content.strip() else "holds no private key in PEM"
         raise PrivateKeyError(f"{where} {what}", "a key begins with -----BEGIN PRIVATE KEY-----", 2002)
-    if found[1] == _ODD_LABEL:
-        content = content.replace(_ODD_LABEL, b"PRIVATE KEY")
+    if found[1] == ODD_LABEL:
+        content = content.replace(ODD_LABEL, b"PRIVATE KEY")
     encrypted = is_encrypted(content)
     secret = password() if encrypted and password else b""
     if encrypted and not secret:
         raise PrivateKeyError(f"{where} is encrypted", "name its password: env:NAME or file:PATH", 2100)
     try:
-        # Whether its factors are prime takes OpenSSL up to half a second for each RSA key, and damage shows without it.
-        key = serialization.load_pem_private_key(content, secret or None, unsafe_skip_rsa_key_validation=True)
-        _require_consistency(key)
+        key = _parsed(content, secret)
     # An Ed25519 key of another length is an InternalError.
     except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         if encrypted:
@@ -117,18 +116,27 @@ def load(content: bytes, where: str, password: Callable[[], bytes] | None = None
     return key
 
 
-def _require_consistency(key: object) -> None:
-    """ValueError when the numbers of an RSA key do not fit each other (RFC 8017, 3.2)."""
+def _parsed(content: bytes, password: bytes) -> PrivateKeyTypes:
+    # Whether its factors are prime takes OpenSSL up to half a second for each RSA key, and damage shows without it.
+    key = serialization.load_pem_private_key(content, password or None, unsafe_skip_rsa_key_validation=True)
+    if not consistent(key):
+        raise ValueError("the numbers of the key do not fit each other")
+    return key
+
+
+def consistent(key: PrivateKeyTypes) -> bool:
+    """Whether the numbers of an RSA key fit each other (RFC 8017, 3.2), but for the proof that p and q are prime.
+
+    Keys of other kinds are consistent when they can be read.
+    """
     if not isinstance(key, rsa.RSAPrivateKey):
-        return
+        return True
     found = key.private_numbers()
     p, q, d, n, e = found.p, found.q, found.d, found.public_numbers.n, found.public_numbers.e
-    fit = (
+    return (
         min(p, q) > 2
         and p * q == n
         and (d * e) % (p - 1) == (d * e) % (q - 1) == 1
         and (found.dmp1, found.dmq1) == (d % (p - 1), d % (q - 1))
         and (found.iqmp * q) % p == 1
     )
-    if not fit:
-        raise ValueError("the numbers of the key do not fit each other")

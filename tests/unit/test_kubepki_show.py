@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from kubepki import cli, contents, describe, issue, keys, names, usages
+from kubepki.errors import PrivateKeyError
 from kubepki.keys import PrivateKey
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -239,3 +240,16 @@ def test_an_rsa_key_whose_numbers_do_not_belong_together(tmp_path: Path) -> None
     text = b"-----BEGIN RSA PRIVATE KEY-----\n" + damaged + b"-----END RSA PRIVATE KEY-----\n"
     (piece,) = contents.read(text, "a.key").keys
     assert piece.problem == "private key 1 is damaged"
+
+
+def test_an_rsa_key_with_a_wrong_coefficient() -> None:
+    """Go 1.24 and later refuse it, and so does what issues with it."""
+    good = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_numbers()
+    wrong = rsa.RSAPrivateNumbers(
+        good.p, good.q, good.d, good.dmp1, good.dmq1, good.iqmp + 1, good.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    text = wrong.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    (piece,) = contents.read(text, "a.key").keys
+    assert piece.problem == "private key 1 is damaged"
+    with pytest.raises(PrivateKeyError, match=r"a\.key is damaged"):
+        keys.load(text, "a.key")
