@@ -6,7 +6,6 @@ import contextlib
 import json
 import platform
 import re
-import socket
 import ssl
 import sys
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 from cryptography import x509
 
 from kubepki import bundle as bundles
-from kubepki import calls, describe, issue, remote, sources
+from kubepki import calls, describe, issue, remote, sources, tls
 from kubepki import certinfo as infos
 from kubepki import request as requests
 from kubepki.calls import Call, answer, load_certificates, load_key, pretty, read, where
@@ -53,19 +52,10 @@ def _served(domain: str) -> x509.Certificate:
     bare = domain.count(":") > 1 and not domain.startswith("[")
     port_given = re.fullmatch(r"(.+):([0-9]{1,5})", domain) if not bare else None
     host, port = port_given.groups() if port_given else (domain, "443")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    seen: bytes | None = None
     try:
-        with (
-            socket.create_connection((host.strip("[]"), int(port)), 10) as connection,
-            context.wrap_socket(connection, server_hostname=host.strip("[]")) as tls,
-        ):
-            seen = tls.getpeercert(binary_form=True)
+        return tls.presented(host.strip("[]"), int(port), domain)
     except (OSError, ValueError, OverflowError) as error:
         raise CertificateError(f"{domain}: {error}", "is a TLS server listening there?", 6000) from error
-    return issue.load(ssl.DER_cert_to_PEM_cert(seen or b"").encode(), domain)
 
 
 def _bundle(call: Call) -> None:

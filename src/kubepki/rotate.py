@@ -8,11 +8,8 @@ before drop. Each step can be run again, and finishes one that was interrupted.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
-import socket
-import ssl
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,12 +18,11 @@ from typing import Any
 
 from cryptography import x509
 
-from kubepki import arguments, issue, rotation, spec
+from kubepki import arguments, issue, rotation, spec, tls
 from kubepki.errors import KubepkiError, StoreError
 from kubepki.rotation import State
 
 _LARGEST = 10 * 2**20
-_SECONDS = 10
 _STEPS: dict[str, tuple[Callable[..., State], str]] = {
     "trust": (rotation.trust, "make the new CA, and let the bundle hold both"),
     "issue": (rotation.issue, "make the new CA the one that issues"),
@@ -135,24 +131,14 @@ def _presented(address: str) -> x509.Certificate:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise KubepkiError(f"--connect {address!r}: it must be HOST:PORT", "such as 192.168.80.10:6443")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     try:
-        with (
-            socket.create_connection((host, int(port)), timeout=_SECONDS) as connection,
-            contextlib.closing(context.wrap_socket(connection, server_hostname=host)) as stream,
-        ):
-            found = stream.getpeercert(binary_form=True)
-    except (OSError, UnicodeError) as error:
+        return tls.presented(host, int(port), address)
+    except (OSError, ValueError) as error:
         raise KubepkiError(
             f"--connect {address}: {getattr(error, 'strerror', None) or error}",
             "a server that wants a client's certificate first is asked with openssl s_client, "
             "and its certificate is shown with --cert",
         ) from error
-    if not found:
-        raise KubepkiError(f"--connect {address}: it presents no certificate")
-    return issue.load(ssl.DER_cert_to_PEM_cert(found).encode(), address)
 
 
 def _status(wanted: spec.Spec, directory: Path, call: str, given: argparse.Namespace) -> int:
