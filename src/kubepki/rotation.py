@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -687,7 +686,7 @@ def _retire(files: _Files, pair: tuple[Path, Path], certificate: x509.Certificat
     stem = f"{files.stem}-{fingerprint(certificate)}"
     for path, name in ((pair[1], f"{stem}-key.pem"), (pair[0], f"{stem}.pem")):
         _move(path, files.retired / name)
-    _flush(files.directory)
+    store.flush_directory(files.directory)
 
 
 def _move(path: Path, target: Path) -> None:
@@ -700,7 +699,7 @@ def _move(path: Path, target: Path) -> None:
     if path.name.endswith("-key.pem") and found.mode & 0o077:
         path.chmod(0o600)
     path.replace(_free(target, found.content))
-    _flush(target.parent)
+    store.flush_directory(target.parent)
 
 
 def _free(target: Path, content: bytes) -> Path:
@@ -734,15 +733,7 @@ def _close(files: _Files, record: _Record, certificate: x509.Certificate, now: d
         _free(files.retired / f"{files.stem}-{fingerprint(certificate)}-rotation.json", content), content, 0o600
     )
     files.record.unlink(missing_ok=True)
-    _flush(files.directory)
-
-
-def _flush(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    store.flush_directory(files.directory)
 
 
 def _json(record: _Record, **more: str) -> bytes:

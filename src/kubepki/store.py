@@ -165,7 +165,7 @@ def make_directory(path: Path, mode: int) -> None:
             with suppress(FileExistsError):
                 one.mkdir(0o700)
                 one.chmod(mode)
-                _flush_directory(one.parent)
+                flush_directory(one.parent)
         if not path.is_dir():
             raise StoreError(f"{path} is no directory", "move it away")
     except OSError as error:
@@ -247,7 +247,7 @@ def replace(groups: Iterable[Sequence[File]]) -> None:
                 _swap(list(itertools.chain.from_iterable(staged)), made)
             finally:
                 for directory in directories:
-                    _flush_directory(directory)
+                    flush_directory(directory)
     except OSError as error:
         raise StoreError(f"{error.filename or 'the disk'}: {error.strerror}", "mend that and run again") from error
     finally:
@@ -431,7 +431,8 @@ def _flush_filesystems(directories: Iterable[Path]) -> None:
             os.close(handle)
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """What was made, renamed or removed in a directory is on the disk afterwards. OSError when it cannot be opened."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Some filesystems cannot, and need not.
