@@ -73,9 +73,8 @@ class Planner:
         stem = wanted.stem
         path, key_path = self.directory / f"{stem}.pem", self.directory / f"{stem}-key.pem"
         found, key_found = store.read(path), store.read(key_path)
-        if wanted.password:
-            # Also before there is a key to decrypt: one that is made is to be readable again.
-            sources.password(wanted.password)
+        # Also before there is a key to decrypt: one that is made is to be readable again.
+        sources.password(wanted.password)
         key = self._authority_key(wanted, key_path, key_found) if key_found else None
         restored = ""
         if found is None:
@@ -167,7 +166,7 @@ class Planner:
             )
         for number, source in enumerate(tried, 1):
             try:
-                return keys.load(found.content, str(path), (lambda: sources.password(source)) if source else None)  # noqa: B023 - called at once
+                return keys.load(found.content, str(path), lambda: sources.password(source))  # noqa: B023 - called at once
             except PrivateKeyError as error:
                 if number < len(tried):
                     continue
@@ -410,4 +409,4 @@ def directories(spec: Spec, directory: Path) -> list[Path]:
 
 def key_pem(key: PrivateKey, wanted: Authority) -> bytes:
     """The key of a CA as its file is to hold it. StoreError when its password cannot be read."""
-    return keys.pem(key, sources.password(wanted.password) if wanted.password else b"")
+    return keys.pem(key, sources.password(wanted.password))

@@ -347,7 +347,7 @@ def trust(
         elif record.doing not in ("", "trust") or record.phase == ISSUE_FROM_NEW:
             raise _first(rotation, record, "a rotation is under way already")
         _both(rotation, record, current)
-        password = _password(rotation.authority)
+        password = sources.password(rotation.authority.password)
         if not resumed and files.next[1].exists() and not files.next[0].exists():
             raise StoreError(
                 f"{files.next[1]} is there, but not its certificate {files.next[0].name}",
@@ -590,13 +590,9 @@ def _wait(rotation: _Rotation, record: _Record, step: str) -> None:
         raise rotation.refuse(f"{step} has to wait{lines}", commands, list(dict.fromkeys(one.who for one in missing)))
 
 
-def _password(authority: Authority) -> bytes:
-    return sources.password(authority.password) if authority.password else b""
-
-
 def _next_key(rotation: _Rotation, content: bytes, old_password: str) -> PrivateKey:
     """The next key, under the password of the specification or the one that it had before. PrivateKeyError."""
-    where, secret = str(rotation.files.next[1]), _password(rotation.authority)
+    where, secret = str(rotation.files.next[1]), sources.password(rotation.authority.password)
     try:
         return keys.load(content, where, lambda: secret)
     except PrivateKeyError as error:
@@ -632,7 +628,7 @@ def _usable_next(rotation: _Rotation, current: x509.Certificate, now: datetime, 
         raise CertificateError(f"{key_path} is not the key of {path}", "restore both, or move both away")
     if made.public_key() == current.public_key():
         raise CertificateError(f"{path} has the key of {rotation.files.current[0]}", "a rotation needs a new key")
-    secret = _password(rotation.authority)
+    secret = sources.password(rotation.authority.password)
     if keys.is_encrypted(found.content) and not _opens(found.content, str(key_path), secret):
         store.replace([[File(key_path, keys.pem(key, secret), 0o600, found.owner)]])
     elif found.mode & 0o077:

@@ -36,7 +36,12 @@ def read(source: str) -> bytes:
 
 
 def password(source: str) -> bytes:
-    """The password in a source, without one newline at its end. StoreError, also when it is empty."""
+    """The password in a source, without one newline at its end; b"" for no source (an empty text).
+
+    StoreError, also when the source is there and the password empty.
+    """
+    if not source:
+        return b""
     content = read(source)
     for end in (b"\r\n", b"\n"):
         if content.endswith(end):

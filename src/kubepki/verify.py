@@ -83,7 +83,7 @@ def _key(path: Path, password: str = "") -> KeyFile:
 
     def secret() -> bytes:
         asked.append(password)
-        return sources.password(password) if password else b""
+        return sources.password(password)
 
     mode = 0
     try:

@@ -25,6 +25,10 @@ def test_a_password_loses_one_newline(tmp_path: Path, content: bytes, expected: 
     assert sources.password(f"file:{tmp_path}/p") == expected
 
 
+def test_no_source_is_no_password() -> None:
+    assert sources.password("") == b""
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
