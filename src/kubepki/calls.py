@@ -23,7 +23,6 @@ from kubepki.keys import PrivateKey
 
 # What Go's package `flag` ends with.
 _FLAG_ERROR = 2
-_LARGEST = 10 * 2**20
 _PASSWORD = "CFSSL_CA_PK_PASSWORD"  # noqa: S105 - the name of a variable
 _INFO, _WARNING = 1, 2
 LOGLEVEL = {"loglevel": Flag(1, "Log level (0 = DEBUG, 5 = FATAL)")}
@@ -86,12 +85,7 @@ class Call(NamedTuple):
 
 def read(source: str) -> bytes:
     """The content of a file, of a variable, or of stdin (`-`)."""
-    if source != "-":
-        return sources.read(source)
-    content = sys.stdin.buffer.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise StoreError(f"standard input: larger than {_LARGEST // 2**20} MB", "is it the right file?")
-    return content
+    return sources.stdin() if source == "-" else sources.read(source)
 
 
 def where(source: str) -> str:

@@ -18,11 +18,10 @@ from typing import Any
 
 from cryptography import x509
 
-from kubepki import arguments, issue, rotation, spec, tls
-from kubepki.errors import KubepkiError, StoreError
+from kubepki import arguments, issue, rotation, sources, spec, tls
+from kubepki.errors import KubepkiError
 from kubepki.rotation import State
 
-_LARGEST = 10 * 2**20
 _STEPS: dict[str, tuple[Callable[..., State], str]] = {
     "trust": (rotation.trust, "make the new CA, and let the bundle hold both"),
     "issue": (rotation.issue, "make the new CA the one that issues"),
@@ -111,18 +110,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _content(source: str) -> bytes:
-    try:
-        if source == "-":
-            content = sys.stdin.buffer.read(_LARGEST + 1)
-        else:
-            with Path(source).open("rb") as stream:
-                content = stream.read(_LARGEST + 1)
-    except OSError as error:
-        raise StoreError(f"{source}: {error.strerror}") from error
-    if len(content) > _LARGEST:
-        raise StoreError(f"{source} is larger than {_LARGEST // 2**20} MB")
-    return content
+def _content(path: str) -> bytes:
+    return sources.stdin() if path == "-" else sources.file(path)
 
 
 def _presented(address: str) -> x509.Certificate:

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from cryptography import x509
 
-from kubepki import contents, describe, facts, survey
+from kubepki import contents, describe, facts, sources
 from kubepki.contents import Contents, Entry, Reference
-from kubepki.errors import CertificateError, KubepkiError, StoreError
+from kubepki.errors import CertificateError, KubepkiError
 
 _SAME, _DIFFERENT, _TROUBLE = 0, 1, 2
 
@@ -29,13 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _contents(path: str) -> Contents:
     """What is in a file; `-` is standard input."""
-    try:
-        content = sys.stdin.buffer.read(survey.LARGEST + 1) if path == "-" else survey.beginning(path)
-    except OSError as error:
-        raise StoreError(f"{facts.plain(path)}: {error.strerror}") from error
-    if len(content) > survey.LARGEST:
-        limit = f"{survey.LARGEST // 2**20} MB"
-        raise StoreError(f"{facts.plain(path)} is larger than {limit}", "this is no file of certificates")
+    content = sources.stdin() if path == "-" else sources.file(path, facts.plain(path))
     found = contents.read(content, path)
     if not found or (found.others and not _pieces(found)):
         raise CertificateError(f"{facts.plain(path)} holds no certificate, request, revocation list, key or kubeconfig")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 from kubepki.errors import StoreError
 
@@ -21,17 +25,30 @@ def read(source: str) -> bytes:
         if value is None:
             raise StoreError(f"{source}: there is no such variable in the environment", f"export {rest}=...")
         return value
-    path = Path(rest if kind == "file" else source)
+    return file(rest if kind == "file" else source)
+
+
+def file(path: str, called: str = "") -> bytes:
+    """The content of a file, a device or a pipe. StoreError as in `read`, which says `called` instead of the path."""
+    return _bounded(lambda: Path(path).open("rb"), called or str(Path(path)))
+
+
+def stdin() -> bytes:
+    """Standard input to its end. StoreError as in `read`."""
+    return _bounded(lambda: nullcontext(sys.stdin.buffer), "standard input")
+
+
+def _bounded(opened: Callable[[], AbstractContextManager[BinaryIO]], called: str) -> bytes:
     try:
-        # No more is read than needed to see that it is too much: the file may be a device or a pipe.
-        with path.open("rb") as stream:
+        # No more is read than needed to see that it is too much.
+        with opened() as stream:
             content = stream.read(_LARGEST + 1)
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path}: {getattr(error, 'strerror', None) or error}", "give a file that can be read"
+            f"{called}: {getattr(error, 'strerror', None) or error}", "give a file that can be read"
         ) from error
     if len(content) > _LARGEST:
-        raise StoreError(f"{path}: larger than {_LARGEST // 2**20} MB", "is it the right file?")
+        raise StoreError(f"{called}: larger than {_LARGEST // 2**20} MB", "is it the right file?")
     return content
 
 

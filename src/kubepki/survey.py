@@ -12,7 +12,6 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,7 +20,7 @@ from kubepki import contents, facts
 from kubepki.contents import Contents, Entry, KeyPiece, Reference
 from kubepki.facts import Facts
 
-LARGEST = 10 * 2**20
+_LARGEST = 10 * 2**20
 _HEAD = 4096
 # Where the key of a certificate lies: (end of the certificate's name, end of the key's name), the first that exists.
 _PARTNERS = (
@@ -339,7 +338,7 @@ def _read(path: str, *, named: bool) -> _File | Trouble | None:
     except OSError as error:
         return Trouble("unreadable", shown, _cause(error), named)
     if content is None:
-        return Trouble("too-large", shown, f"is larger than {LARGEST // 2**20} MB and was not read", named)
+        return Trouble("too-large", shown, f"is larger than {_LARGEST // 2**20} MB and was not read", named)
     found = contents.read(content, path)
     return _File(path, status.st_mode, found) if found else None
 
@@ -350,17 +349,11 @@ def _content(handle: int, size: int, path: str) -> bytes | None:
     head = os.read(handle, _HEAD)
     if b"\0" in head and head[:1] != b"\x30" and not meant:
         return b""
-    if size > LARGEST:
+    if size > _LARGEST:
         return None
     parts = [head]
     length = len(head)
-    while parts[-1] and length <= LARGEST:
+    while parts[-1] and length <= _LARGEST:
         parts.append(os.read(handle, 2**20))
         length += len(parts[-1])
-    return b"".join(parts) if length <= LARGEST else None
-
-
-def beginning(path: str) -> bytes:
-    """The bytes of one file or pipe that was asked for by name, at most one more than LARGEST. OSError."""
-    with Path(path).open("rb") as stream:
-        return stream.read(LARGEST + 1)
+    return b"".join(parts) if length <= _LARGEST else None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def test_no_source_is_no_password() -> None:
 def test_what_cannot_be_read_is_said(source: str, said: str) -> None:
     with pytest.raises(StoreError, match=said):
         sources.password(source)
+
+
+def test_standard_input_is_read_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some").write_bytes(b"\xff\n")
+    with (tmp_path / "some").open() as some, Path("/dev/zero").open() as endless:
+        monkeypatch.setattr(sys, "stdin", some)
+        assert sources.stdin() == b"\xff\n"
+        monkeypatch.setattr(sys, "stdin", endless)
+        with pytest.raises(StoreError, match="standard input: larger than 10 MB"):
+            sources.stdin()
+
+
+def test_a_path_that_must_not_be_shown_has_another_name() -> None:
+    with pytest.raises(StoreError, match="the file: No such file"):
+        sources.file("/nowhere/\x1b[2J", "the file")
