@@ -94,8 +94,7 @@ def _check(options: argparse.Namespace) -> int:
         # Whole or not at all, and readable by those who collect it.
         store.write(options.output, text.encode(errors="backslashreplace"), 0o644)
     else:
-        encoding = sys.stdout.encoding or "ascii"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.write(text)
         sys.stdout.flush()
     return judgement.exit_code
 

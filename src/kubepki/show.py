@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
 
 from cryptography import x509
 
 from kubepki import contents, describe, facts, sources
+from kubepki.arguments import Parser
 from kubepki.contents import Contents, Entry, Reference
 from kubepki.errors import CertificateError, KubepkiError
 
 _SAME, _DIFFERENT, _TROUBLE = 0, 1, 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """Leaves what is wrong to the caller."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        raise KubepkiError(message, f"{self.prog} -h shows how it is called")
 
 
 def _contents(path: str) -> Contents:
@@ -41,14 +32,9 @@ def _pieces(found: Contents) -> int:
     return sum(map(len, some)) + (found.kubeconfig is not None)
 
 
-def _say(text: str) -> None:
-    encoding = sys.stdout.encoding or "ascii"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
 def show(arguments: Sequence[str]) -> int:
     """Run the command: 0, or 1 when something is damaged."""
-    parser = _Parser(prog="kubepki show", description="Certificates, requests, revocation lists and keys in words.")
+    parser = Parser(prog="kubepki show", description="Certificates, requests, revocation lists and keys in words.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="PEM, DER or a kubeconfig; - is standard input")
     try:
         options = parser.parse_args(arguments)
@@ -60,8 +46,8 @@ def show(arguments: Sequence[str]) -> int:
     for path in options.files:
         found = _contents(path)
         for title, lines in _sections(path, found, now):
-            _say("" if first else "\n")
-            _say("".join(f"{line}\n" for line in [f"# {facts.plain(title)}", *lines]))
+            sys.stdout.write("" if first else "\n")
+            sys.stdout.write("".join(f"{line}\n" for line in [f"# {facts.plain(title)}", *lines]))
             first = False
             damaged |= any(line.startswith("damaged: ") for line in lines)
     return int(damaged)
@@ -104,7 +90,7 @@ def _beside(path: str, reference: Reference) -> str:
 
 def diff(arguments: Sequence[str]) -> int:
     """Run the command: 0 the same, 1 different, 2 trouble."""
-    parser = _Parser(
+    parser = Parser(
         prog="kubepki diff",
         description="What differs between the certificates of two files, from the first to the second.",
         epilog="exit codes: 0 the same, 1 different, 2 trouble",
@@ -122,7 +108,7 @@ def diff(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lines = list(_differences(old, new))
-    _say("".join(f"{line}\n" for line in lines))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return _DIFFERENT if lines else _SAME
 
 

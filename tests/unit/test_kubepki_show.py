@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -205,6 +206,20 @@ def test_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "SAN 10.0.0.1 removed\n" in capsys.readouterr().out
     assert cli.main(["diff", one]) == 2
     assert cli.main(["diff", "-h"]) == 0
+
+
+def test_show_and_diff_on_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+    one = put(tmp_path / "a.pem", signed(subject=issue.subject("zürich", ())))
+    two = put(tmp_path / "b.pem", signed(subject=issue.subject("genève", ())))
+    for code, command in ((0, ["show", one]), (1, ["diff", one, two])):
+        reply = subprocess.run(
+            [sys.executable, "-m", "kubepki", *command],
+            env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+            capture_output=True,
+            check=False,
+        )
+        assert (reply.returncode, reply.stderr) == (code, b"")
+        assert b"subject CN=z\\xfcrich" in reply.stdout
 
 
 def test_diff_of_bundles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
