@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
@@ -35,15 +34,6 @@ class Chain:
     root: x509.Certificate | None
 
 
-def issued(certificate: x509.Certificate, by: x509.Certificate) -> bool:
-    """Whether the name and the signature say so."""
-    try:
-        certificate.verify_directly_issued_by(by)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
-
-
 def build(
     leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], roots: Sequence[x509.Certificate], now: datetime
 ) -> Chain:
@@ -64,7 +54,7 @@ def build(
     known = {root.fingerprint(SHA256()) for root in roots}
     if leaf.fingerprint(SHA256()) in known:
         return Chain((leaf,), leaf)
-    if issued(leaf, leaf):
+    if issue.issued_by(leaf, leaf):
         name = leaf.subject.rfc4514_string()
         raise CertificateError(
             f"Certificate is self signed: {name}", "as a root it belongs into -ca-bundle", _SELF_SIGNED
@@ -78,7 +68,7 @@ def build(
         longer: list[tuple[x509.Certificate, ...]] = []
         for path in paths:
             for ca in (*roots, *intermediates):
-                if ca in seen or ca.subject != path[-1].issuer or not issued(path[-1], ca):
+                if ca in seen or not issue.issued_by(path[-1], ca):
                     continue
                 reason = issue.unfit(ca, now) or _too_long(ca, len(path) - 1) or _not_named(ca, leaf)
                 if reason:
@@ -102,7 +92,7 @@ def build(
 def as_given(given: Sequence[x509.Certificate]) -> Chain:
     """The certificates of a file as they are, when each issued the one before it. CertificateError."""
     for lower, upper in itertools.pairwise(given):
-        if not issued(lower, upper):
+        if not issue.issued_by(lower, upper):
             raise CertificateError(
                 f"{upper.subject.rfc4514_string()} did not issue {lower.subject.rfc4514_string()}, the one before it",
                 "put the certificates into the order of the chain, the leaf first",

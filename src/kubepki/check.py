@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 
 from kubepki import durations, issue, names
 from kubepki.facts import Facts
@@ -356,18 +354,18 @@ class _Chains:
         """(the certificate of the issuer or None, what is wrong with that)."""
         sighting = self._found[encoded]
         subject, issuer = self._names[encoded]
-        if subject == issuer and _signed(sighting.certificate, sighting.certificate):
+        if subject == issuer and issue.signed_by(sighting.certificate, sighting.certificate):
             return encoded, ""
         candidates = [one for one in self._by_subject.get(issuer, []) if one != encoded]
         for one in self._likely(sighting.facts, candidates):
-            if _signed(sighting.certificate, self._found[one].certificate):
+            if issue.signed_by(sighting.certificate, self._found[one].certificate):
                 return one, ""
         # The same words in other encodings: OpenSSL takes them for the same name, Go compares bytes.
         alike = [
             one for one in self._by_words.get(sighting.facts.issuer, []) if one != encoded and one not in candidates
         ]
         for one in self._likely(sighting.facts, alike):
-            if _signed(sighting.certificate, self._found[one].certificate):
+            if issue.signed_by(sighting.certificate, self._found[one].certificate):
                 return one, "its issuer's name is encoded otherwise than in its CA, so that Go does not find the CA"
         if candidates:
             return (
@@ -422,23 +420,3 @@ def _raw_names(certificate: x509.Certificate) -> tuple[bytes, bytes]:
         return certificate.subject.public_bytes(), certificate.issuer.public_bytes()
     except issue.UNREADABLE:
         return b"", b"?"
-
-
-def _signed(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Whether the CA's key signed the certificate, whatever their names are."""
-    try:
-        key, how = ca.public_key(), certificate.signature_algorithm_parameters
-        signed, signature = certificate.tbs_certificate_bytes, certificate.signature
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(how, ec.ECDSA):
-            key.verify(signature, signed, how)
-        elif isinstance(key, rsa.RSAPublicKey) and isinstance(how, padding.PKCS1v15 | padding.PSS):
-            if certificate.signature_hash_algorithm is None:
-                return False
-            key.verify(signature, signed, how, certificate.signature_hash_algorithm)
-        elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
-            key.verify(signature, signed)
-        else:
-            return False
-    except (InvalidSignature, *issue.UNREADABLE):
-        return False
-    return True

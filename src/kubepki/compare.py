@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 
 from kubepki import issue, keys, names, usages
 from kubepki.keys import PrivateKey
@@ -44,7 +43,7 @@ def reasons(
     """
     extensions = {type(one.value): one.value for one in found.extensions}
     said = [] if issue.matches(key, found) else ["key does not match"]
-    if ca is None or not _signed_by(found, ca):
+    if ca is None or not issue.issued_by(found, ca):
         said.append("issuer changed")
     if found.subject != issue.subject(wanted.cn, wanted.o):
         said.append(f"subject was {found.subject.rfc4514_string()}")
@@ -68,22 +67,6 @@ def authority(wanted: Authority, found: x509.Certificate, key: PrivateKey, now: 
     if late := expiring(found, now):
         said.append(f"{late}; plan a rotation of this CA")
     return said
-
-
-def signed_by_itself(certificate: x509.Certificate) -> bool:
-    """Whether a CA is a root: no other has issued it."""
-    return _signed_by(certificate, certificate)
-
-
-def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    # Go compares the encoded bytes of names, and so do we; cryptography compares their values.
-    if certificate.issuer.public_bytes() != ca.subject.public_bytes():
-        return False
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _difference(label: str, have: Iterable[str], want: Iterable[str]) -> list[str]:

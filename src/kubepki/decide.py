@@ -145,7 +145,7 @@ class Planner:
                 f"put a CA certificate and its key there, or move both files away to have a new CA made for "
                 f"{wanted.name}; where something trusts the old one, rotate it: kubepki rotate -h",
             )
-        if not compare.signed_by_itself(certificate):
+        if not issue.issued_by(certificate, certificate):
             raise StoreError(
                 f"{path} ({called}) is an intermediate CA, issued by {certificate.issuer.rfc4514_string()}",
                 "it alone would be handed out as the trust anchor, and many clients end a chain only at a self-signed "

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InternalError, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, padding, rsa
 from cryptography.x509.oid import AuthorityInformationAccessOID, NameOID
 
 from kubepki import keys, usages
@@ -93,6 +93,36 @@ def identifier(text: str) -> x509.ObjectIdentifier:
 def matches(key: PrivateKey, certificate: x509.Certificate) -> bool:
     """Whether the certificate is for this key."""
     return key.public_key() == certificate.public_key()
+
+
+def signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether the CA's key signed the certificate, whatever their names are."""
+    try:
+        key, how = ca.public_key(), certificate.signature_algorithm_parameters
+        signed, signature = certificate.tbs_certificate_bytes, certificate.signature
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(how, ec.ECDSA):
+            key.verify(signature, signed, how)
+        elif isinstance(key, rsa.RSAPublicKey) and isinstance(how, padding.PKCS1v15 | padding.PSS):
+            if certificate.signature_hash_algorithm is None:
+                return False
+            key.verify(signature, signed, how, certificate.signature_hash_algorithm)
+        elif isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey) and how is None:
+            key.verify(signature, signed)
+        else:
+            return False
+    except (InvalidSignature, *UNREADABLE):
+        return False
+    return True
+
+
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether the names and the signature say that this CA issued it; one that issued itself is a root."""
+    try:
+        # Go compares the encoded bytes of names, and so do we; cryptography compares their values.
+        same = certificate.issuer.public_bytes() == ca.subject.public_bytes()
+    except UNREADABLE:
+        return False
+    return same and signed_by(certificate, ca)
 
 
 def end_of(begin: datetime, life: timedelta) -> datetime:

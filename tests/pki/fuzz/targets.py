@@ -106,7 +106,7 @@ def _certificates(content: bytes) -> None:
         describe.certificate(one)
         issue.unfit(one, _NOW, for_a_ca=True)
         issue.key_identifier(one)
-        bundle.issued(one, one)
+        issue.issued_by(one, one)
         json.dumps(bundle.as_json(bundle.Chain((one,), one), None))
 
 
