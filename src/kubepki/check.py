@@ -39,8 +39,6 @@ _LONGEST_CHAIN = 10
 _READABLE_BY_OTHERS = 0o004
 _WRITABLE_BY_OTHERS = 0o022
 _DAY = 86400
-_NAME_LENGTH = 253
-_LABEL_LENGTH = 63
 
 
 @dataclass(frozen=True)
@@ -280,28 +278,22 @@ def _of_names(found: Iterable[Name]) -> list[Finding]:
             continue
         try:
             kind = names.parse(name.value).kind
-            text = (
-                ""
-                if kind == "dns"
-                else f"{name.value!r} is written as a DNS name, so that no client takes it for an {kind}"
-            )
-            text = (
-                text.replace("an ip", "an address").replace("an uri", "a URI").replace("an email", "an e-mail address")
-            )
+            if kind == "dns":
+                continue
+            text = f"{name.value!r} is written as a DNS name, so that no client takes it for {names.WORDS[kind]}"
         except ValueError as error:
             text = str(error)
-        if text:
-            refused = "; Go 1.24.8 and 1.25.2 refuse the certificate for it" if _refused(name.value) else ""
-            findings.append(Finding("warning", "bad-name", f"name {text}{refused}"))
+        refused = "; Go 1.24.8 and 1.25.2 refuse the certificate for it" if _refused(name.value) else ""
+        findings.append(Finding("warning", "bad-name", f"name {text}{refused}"))
     return findings
 
 
 def _refused(name: str) -> bool:
     labels = name.split(".")
     return (
-        len(name) > _NAME_LENGTH
+        len(name) > names.LONGEST_NAME
         or any(not 33 <= ord(one) <= 126 for one in name)
-        or any(not 0 < len(label) <= _LABEL_LENGTH for label in labels)
+        or any(not 0 < len(label) <= names.LONGEST_LABEL for label in labels)
     )
 
 

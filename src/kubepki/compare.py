@@ -13,14 +13,6 @@ from kubepki.spec import Authority, Certificate
 
 # Attribute of a KeyUsage -> the name that cfssl's profiles have for it.
 _BITS = {attribute: name for name, attribute in usages.KEY.items()}
-_KINDS: dict[type[x509.GeneralName], str] = {
-    x509.DNSName: "dns",
-    x509.RFC822Name: "email",
-    x509.UniformResourceIdentifier: "uri",
-    x509.IPAddress: "ip",
-}
-# What people call the kinds of names, where the name alone does not tell.
-_WORDS = {"dns": "DNS name", "email": "e-mail address", "uri": "URI", "ip": "address"}
 
 
 def expiring(certificate: x509.Certificate, now: datetime) -> str:
@@ -80,13 +72,13 @@ def _difference(label: str, have: Iterable[str], want: Iterable[str]) -> list[st
 def _names(extension: object, wanted: tuple[names.Name, ...]) -> list[str]:
     have = []
     if isinstance(extension, x509.SubjectAlternativeName):
-        have = [names.Name(_KINDS.get(type(one), "other"), str(one.value)) for one in extension]
+        have = [names.Name(issue.KINDS.get(type(one), "other"), str(one.value)) for one in extension]
     if set(have) == set(wanted):
         return []
     texts = {one.value: one for one in have}
     # 10.0.0.1 as a DNS name looks like what is wanted, and no client takes it.
     same = [one for one in wanted if one.value in texts and one not in have]
-    said = [f"SAN {one} is a {_WORDS.get(texts[one.value].kind, 'other name')}, not {_a(one.kind)}" for one in same]
+    said = [f"SAN {one} is {_a(texts[one.value])}, not {_a(one)}" for one in same]
     known = [one.value for one in same]
     return said + _difference(
         "SAN",
@@ -95,8 +87,8 @@ def _names(extension: object, wanted: tuple[names.Name, ...]) -> list[str]:
     )
 
 
-def _a(kind: str) -> str:
-    return f"{'an' if kind in ('email', 'ip') else 'a'} {_WORDS[kind]}"
+def _a(name: names.Name) -> str:
+    return names.WORDS.get(name.kind, "a name of another kind")
 
 
 def _usages(

@@ -201,14 +201,8 @@ def _extension(value: x509.ExtensionType) -> dict[str, Any]:
 
 
 def _general_name(one: x509.GeneralName) -> Name:
-    kinds: dict[type[x509.GeneralName], str] = {
-        x509.DNSName: "dns",
-        x509.IPAddress: "ip",
-        x509.RFC822Name: "email",
-        x509.UniformResourceIdentifier: "uri",
-    }
-    if type(one) in kinds:
-        return Name(kinds[type(one)], plain(str(one.value)))
+    if kind := issue.KINDS.get(type(one)):
+        return Name(kind, plain(str(one.value)))
     if isinstance(one, x509.DirectoryName):
         return Name("directory", name(one.value))
     return Name("other", f"other name {getattr(getattr(one, 'type_id', one.value), 'dotted_string', '')}".rstrip())

@@ -30,8 +30,14 @@ _END_OF_TIME = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 # X.660: below 0 and 1 there are forty. cryptography panics at numbers of more than 128 bits.
 _OID = re.compile(r"([01]\.[1-3]?[0-9]|2\.(0|[1-9][0-9]{0,36}))(\.(0|[1-9][0-9]{0,36}))*")
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
-# Of kinds of names in a certificate, as Go writes them.
-_ORDER = ("dns", "email", "ip", "uri")
+# The kinds of names by what they are in a certificate, in the order in which Go writes them.
+KINDS: dict[type[x509.GeneralName], str] = {
+    x509.DNSName: "dns",
+    x509.RFC822Name: "email",
+    x509.IPAddress: "ip",
+    x509.UniformResourceIdentifier: "uri",
+}
+_ORDER = tuple(KINDS.values())
 # What cryptography raises for input that is not what it should be.
 UNREADABLE = (
     ValueError,

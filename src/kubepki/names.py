@@ -21,9 +21,11 @@ _AUTHORITY = re.compile(r"([A-Za-z0-9._~!$&'()*+,;=:-]*@)?(\[(?P<v6>[^\]]*)\]|(?
 _EMAIL = re.compile(rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_LABEL}(\.{_LABEL})*")
 # What the two editions of IDNA make different names of.
 _AMBIGUOUS = set("ßς\u200c\u200d")
+# What people call the kinds of names, where the name alone does not tell.
+WORDS = {"dns": "a DNS name", "email": "an e-mail address", "uri": "a URI", "ip": "an address"}
 # RFC 1035, 2.3.4.
-_NAME_LENGTH = 253
-_LABEL_LENGTH = 63
+LONGEST_NAME = 253
+LONGEST_LABEL = 63
 
 
 class Name(NamedTuple):
@@ -93,8 +95,8 @@ def _is_uri(text: str) -> bool:
 
 
 def _is_dns(text: str) -> bool:
-    short = all(len(label) <= _LABEL_LENGTH for label in text.split("."))
-    return bool(_DNS.fullmatch(text)) and len(text) <= _NAME_LENGTH and short
+    short = all(len(label) <= LONGEST_LABEL for label in text.split("."))
+    return bool(_DNS.fullmatch(text)) and len(text) <= LONGEST_NAME and short
 
 
 def _refuse_addresses(text: str) -> None:

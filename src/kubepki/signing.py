@@ -134,7 +134,7 @@ def _names(csr: x509.CertificateSigningRequest, warn: Warn, *, compat: bool) -> 
         return []
     texts = []
     for name in found:
-        if isinstance(name, (x509.DNSName, x509.IPAddress, x509.RFC822Name, x509.UniformResourceIdentifier)):
+        if type(name) in issue.KINDS:
             texts.append(str(name.value))
             continue
         text = f"the CSR has a name of the kind {type(name).__name__}, which no profile hands on"
