@@ -25,7 +25,7 @@ from kubepki.keys import PrivateKey
 _FLAG_ERROR = 2
 _PASSWORD = "CFSSL_CA_PK_PASSWORD"  # noqa: S105 - the name of a variable
 _INFO, _WARNING = 1, 2
-LOGLEVEL = {"loglevel": Flag(1, "Log level (0 = DEBUG, 5 = FATAL)")}
+_LOGLEVEL = {"loglevel": Flag(1, "Log level (0 = DEBUG, 5 = FATAL)")}
 COMPAT = {"compat": Flag(False, "pass over what cfssl passes over: unknown keys, usages and profiles, empty hosts")}
 CA = {
     "ca": Flag("", "CA used to sign the new certificate: PATH, file:PATH or env:NAME"),
@@ -149,7 +149,7 @@ def command(run: Callable[[Call], None], usage: str, flags: Mapping[str, Flag]) 
     """A subcommand out of what it does with a call."""
 
     def main(argv: list[str]) -> int:
-        return _run(run, usage, {**flags, **LOGLEVEL}, argv)
+        return _run(run, usage, {**flags, **_LOGLEVEL}, argv)
 
     return main
 

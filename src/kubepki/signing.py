@@ -81,26 +81,39 @@ def sign(
     if not subject.rdns and not wanted:
         raise RequestError("the certificate would name nobody: no CN, no names, no hosts", "write at least one of them")
     _whitelist(policy, subject, wanted)
-    bits, extended = _usages(policy, public)
-    _limits(policy, ca, wanted, extended)
-    begin, end = _life(policy, ca.certificate, now, warn, compat=compat)
-    if usages.SERVER_AUTH in extended and not wanted and not policy.is_ca:
+    uses = _usages(policy, public)
+    _limits(policy, ca, wanted, uses[1])
+    life = _life(policy, ca.certificate, now, warn, compat=compat)
+    if usages.SERVER_AUTH in uses[1] and not wanted and not policy.is_ca:
         warn('no "hosts": clients refuse a server with this certificate, whatever its CN')
-    template = Template(
-        subject=subject,
-        key_usages=frozenset(bits),
-        extended_usages=tuple(extended),
-        not_before=begin,
-        not_after=end,
-        names=tuple(wanted),
-        is_ca=policy.is_ca,
-        path_length=policy.path_length if policy.is_ca else None,
+    template = _template(policy, subject, wanted, uses, life)._replace(
         ocsp_url=policy.ocsp_url,
         crl_url=policy.crl_url,
         issuer_urls=policy.issuer_urls,
         extensions=tuple(_extensions(csr, policy)),
     )
     return _signed(template, public, ca.key, ca.certificate)
+
+
+def _template(
+    policy: Policy,
+    subject: x509.Name,
+    wanted: Sequence[Name],
+    uses: tuple[set[str], list[str]],
+    life: tuple[datetime, datetime],
+) -> Template:
+    """What a profile makes of a subject and its names, whoever signs it; `uses` as `_usages` has them."""
+    bits, extended = uses
+    return Template(
+        subject=subject,
+        key_usages=frozenset(bits),
+        extended_usages=tuple(extended),
+        not_before=life[0],
+        not_after=life[1],
+        names=tuple(wanted),
+        is_ca=policy.is_ca,
+        path_length=policy.path_length if policy.is_ca else None,
+    )
 
 
 def _signed(
@@ -319,10 +332,10 @@ def renewed(ca: x509.Certificate, key: PrivateKey, where: str, now: datetime) ->
             f"{where} is not self-signed: {ca.issuer.rfc4514_string()} issued it", "have it renewed there"
         )
     try:
-        constraints = ca.extensions.get_extension_for_class(x509.BasicConstraints).value
+        is_ca = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
-        constraints = x509.BasicConstraints(ca=False, path_length=None)
-    if not constraints.ca:
+        is_ca = False
+    if not is_ca:
         raise CertificateError(f"{where} is no CA", "-renewca is for the certificates of CAs")
     begin, end = _between(now, issue.BACKDATE, ca.not_valid_after_utc - ca.not_valid_before_utc)
     builder = (
@@ -346,19 +359,9 @@ def self_signed(
     """A certificate that is its own issuer, for tests."""
     if not csr.subject.rdns:
         raise RequestError("a certificate that is its own issuer needs a name", "RFC 5280, 4.1.2.4: write a CN")
-    bits, extended = _usages(policy, key.public_key())
+    uses = _usages(policy, key.public_key())
     # Unlike what a CA signs: not to the minute, and for the whole of `expiry` from now.
     begin = policy.not_before or now.replace(microsecond=0) - policy.backdate
     end = policy.not_after or issue.end_of(now.replace(microsecond=0), policy.expiry)
-    begin, end = _alive(begin, end, now, f"the profile {policy.name}: expiry", policy.backdate)
-    template = Template(
-        subject=csr.subject,
-        key_usages=frozenset(bits),
-        extended_usages=tuple(extended),
-        not_before=begin,
-        not_after=end,
-        names=tuple(hosts),
-        is_ca=policy.is_ca,
-        path_length=policy.path_length if policy.is_ca else None,
-    )
-    return _signed(template, key.public_key(), key)
+    life = _alive(begin, end, now, f"the profile {policy.name}: expiry", policy.backdate)
+    return _signed(_template(policy, csr.subject, hosts, uses, life), key.public_key(), key)
