@@ -217,11 +217,12 @@ def _policy(reader: Reader, section: Section, name: str, default: Policy | None,
 
 def _usages(reader: Reader, section: Section) -> tuple[str, ...]:
     wanted = section.texts("usages")
-    for name in usages.unknown(wanted):
+    unknown = usages.unknown(wanted)
+    for name in unknown:
         close = difflib.get_close_matches(name, usages.known(), 1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(usages.known())}"
         reader.lenient(f"{section.at('usages')}: unknown usage {name!r}; {hint}")
-    known = tuple(name for name in wanted if name in usages.known())
+    known = tuple(name for name in wanted if name not in unknown)
     if wanted and not known:
         reader.problem(f"{section.at('usages')} has no usage that is known")
     return known

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubepki import policy, request
+from kubepki import policy, request, usages
 from kubepki.errors import KubepkiError, PolicyError, RequestError
 
 
@@ -134,3 +134,12 @@ def test_a_request_of_a_ca_says_so() -> None:
 def test_the_error_is_the_caller_s() -> None:
     with pytest.raises(RequestError):
         request.parse(b"{", "x", lambda _: None)
+
+
+def test_a_profile_keeps_a_usage_with_its_former_name() -> None:
+    warnings: list[str] = []
+    content = b'{"signing": {"default": {"expiry": "1h", "usages": ["signing", "content committment"]}}}'
+    found = policy.parse(content, "x", warnings.append).default
+    assert found
+    assert usages.key(found.usages) == {"digital_signature", "content_commitment"}
+    assert warnings == []
