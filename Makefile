@@ -1,4 +1,4 @@
-# make lab | test | bench | bench-pki | lint | down: each does its own set-up.
+# make lab | test | bench | bench-pki | bench-flanneld | lint | down: each does its own set-up.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH):/usr/sbin:/sbin
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 help: ## What there is
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 26
 
 setup: $(VENV)/.ready ## Install what the controller needs (Debian packages, a virtual environment)
 
@@ -38,4 +38,7 @@ bench: setup ## Measure installs and re-runs, write docs/benchmarks.md
 bench-pki: setup ## Compare kubepki with cfssl, write docs/benchmarks.md
 	@python tests/pki/bench.py
 
-.PHONY: help setup lab down lint test bench bench-pki
+bench-flanneld: setup ## Measure flanneld, write docs/benchmarks.md
+	@python tests/netns/bench_flanneld.py
+
+.PHONY: help setup lab down lint test bench bench-pki bench-flanneld

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import secrets
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright import diagnose, matrix
+from kubewright import diagnose, matrix, podnetwork
 from kubewright.errors import UserError
 
 _POLL_SECONDS = 0.5
@@ -79,12 +78,9 @@ class ActionModule(ActionBase):
                 )
             time.sleep(_POLL_SECONDS)
         service = self._get(f"/api/v1/namespaces/{self._namespace}/services/probe")["spec"]["clusterIP"]
-        length = self._cluster["pod_subnet_length"]
+        length, backend = self._cluster["pod_subnet_length"], self._vars.get("flannel_backend")
         addresses = {name: str(pods[name]["status"]["podIP"]) for name in nodes.values()}
-        flannel = {
-            name: str(ipaddress.ip_interface(f"{address}/{length}").network.network_address)
-            for name, address in addresses.items()
-        }
+        flannel = {name: podnetwork.flannel_address(address, length, backend) for name, address in addresses.items()}
         names = {name: pods[name]["metadata"]["name"] for name in nodes.values()}
         return {
             "changed": False,

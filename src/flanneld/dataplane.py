@@ -1,47 +1,90 @@
 """The overlay as it should be, and the steps from what the kernel has to that. Pure: no kernel, no clock.
 
-What the daemon owns, and may remove: its device; on the device addresses within the network, permanent neighbours
-within the network, unicast forwarding entries, and routes that lie within the network or have the daemon's form
-(through their own first address). Everything else on the machine is foreign and stays.
+Addresses, MACs and prefixes are text in the kernel's form (`inet_ntop`): thousands of them are compared, printed and
+looked up, and text is the form in which all of that is cheap.
+
+What the daemon owns, and may remove: its devices; on them addresses within the pod networks, permanent neighbours
+within them, unicast forwarding entries, and routes that lie within them or have the daemon's form (through their own
+first address). On the underlay: routes through a gateway to exactly one subnet of the pod networks. Everything else on
+the machine is foreign and stays.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple, Union
+from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-Network = ipaddress.IPv4Network
-Address = ipaddress.IPv4Address
-Interface = ipaddress.IPv4Interface
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+NO_MAC = "00:00:00:00:00:00"
 
 
-class Device(NamedTuple):
+class Vxlan(NamedTuple):
     """A vxlan device. `parent` is the name of the underlying interface, `local` the outer source address."""
 
     name: str
+    mtu: int
     vni: int
     parent: str
-    local: Address
+    local: str
     port: int
-    mtu: int
     mac: str
     learning: bool = False
     gbp: bool = False
 
 
-class Desired(NamedTuple):
-    """The whole overlay of one machine."""
+class Tun(NamedTuple):
+    """A device whose other end is the daemon itself; it is there as long as the backend holds it open."""
 
-    device: Device
-    network: Network
-    addresses: FrozenSet[Interface]
-    neighbours: Mapping[Address, str]
-    forwarding: Mapping[str, Address]
-    routes: Mapping[Network, Address]
+    name: str
+    mtu: int
+
+
+Device = Union[Vxlan, Tun]
+
+
+class Route(NamedTuple):
+    """A route of the main table to `destination` (a prefix). `gateway` is empty for one that ends on the link."""
+
+    destination: str
+    device: str
+    gateway: str = ""
+    onlink: bool = False
+
+    def __str__(self) -> str:
+        via = f" via {self.gateway}" if self.gateway else ""
+        return f"route {self.destination}{via} dev {self.device}{' onlink' if self.onlink else ''}"
+
+
+class Ownership(NamedTuple):
+    """What the daemon may remove: things within `networks`.
+
+    `underlay`: the interface towards the other machines; `lengths`: SubnetLen by IP version. A route over the underlay
+    through a gateway to exactly one subnet is the daemon's, whichever backend made it: host-gw, or vxlan directly.
+    """
+
+    networks: Mapping[int, Network]
+    underlay: str = ""
+    lengths: Mapping[int, int] = {}
+
+
+class Desired(NamedTuple):
+    """The whole overlay of one machine.
+
+    addresses: device -> prefixes; neighbours: (device, address) -> MAC; forwarding: (device, MAC) -> machine;
+    routes: by destination.
+    """
+
+    ownership: Ownership
+    devices: Tuple[Device, ...] = ()
+    addresses: Mapping[str, FrozenSet[str]] = {}
+    neighbours: Mapping[Tuple[str, str], str] = {}
+    forwarding: Mapping[Tuple[str, str], str] = {}
+    routes: Mapping[str, Route] = {}
 
 
 class FoundDevice(NamedTuple):
-    """The device as the kernel has it; `vxlan` is None when it is of another kind.
+    """A device as the kernel has it; fields from `vni` on are those of a vxlan.
 
     `parent_matches` tells that it runs over the interface that now has the wanted name.
     """
@@ -53,36 +96,37 @@ class FoundDevice(NamedTuple):
     up: bool
     vni: int = 0
     parent_matches: bool = False
-    local: Optional[Address] = None
+    local: str = ""
     port: int = 0
     learning: bool = False
     gbp: bool = False
     group: bool = False
 
 
-class Route(NamedTuple):
-    """A route of the main table through the device."""
+class FoundRoute(NamedTuple):
+    """A route of the main table; `by_boot` tells that it has the protocol which the daemon gives its own."""
 
-    destination: Network
-    gateway: Optional[Address]
-    onlink: bool
+    route: Route
     by_boot: bool
 
 
 class Found(NamedTuple):
-    """What the kernel has on the device; empty when there is no device."""
+    """What the kernel has of the wanted devices, and the routes through them and through the underlay."""
 
-    device: Optional[FoundDevice]
-    addresses: FrozenSet[Interface] = frozenset()
-    neighbours: Mapping[Address, str] = {}
-    forwarding: FrozenSet[Tuple[str, Address]] = frozenset()
-    routes: FrozenSet[Route] = frozenset()
+    devices: Mapping[str, FoundDevice] = {}
+    addresses: Mapping[str, FrozenSet[str]] = {}
+    neighbours: Mapping[Tuple[str, str], str] = {}
+    forwarding: FrozenSet[Tuple[str, str, str]] = frozenset()
+    routes: Tuple[FoundRoute, ...] = ()
 
 
 class CreateDevice(NamedTuple):
     """Make the device, up, with its MAC given at creation."""
 
-    device: Device
+    device: Vxlan
+
+    def __str__(self) -> str:
+        return f"create {self.device.name} over {self.device.parent} with MAC {self.device.mac}"
 
 
 class DeleteDevice(NamedTuple):
@@ -91,71 +135,104 @@ class DeleteDevice(NamedTuple):
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"remove {self.name}: {self.reason}"
+
 
 class SetDevice(NamedTuple):
-    """Change what can be changed on a living device."""
+    """Change what can be changed on a living device: MAC, MTU, and that it is up."""
 
     device: Device
 
+    def __str__(self) -> str:
+        mac = f"MAC {self.device.mac}, " if isinstance(self.device, Vxlan) else ""
+        return f"set {self.device.name} to {mac}MTU {self.device.mtu}, up"
+
 
 class AddAddress(NamedTuple):
-    """Give the device an address."""
+    """Give a device an address."""
 
-    address: Interface
+    device: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"set address {self.address} of {self.device}"
 
 
 class RemoveAddress(NamedTuple):
-    """Take an address from the device."""
+    """Take an address from a device."""
 
-    address: Interface
+    device: str
+    address: str
+
+    def __str__(self) -> str:
+        return f"remove address {self.address} of {self.device}"
 
 
 class PutNeighbour(NamedTuple):
     """Set a permanent neighbour."""
 
-    address: Address
+    device: str
+    address: str
     mac: str
+
+    def __str__(self) -> str:
+        return f"set neighbour {self.address} at {self.mac} on {self.device}"
 
 
 class RemoveNeighbour(NamedTuple):
     """Remove a neighbour."""
 
-    address: Address
+    device: str
+    address: str
     mac: str
+
+    def __str__(self) -> str:
+        return f"remove neighbour {self.address} at {self.mac} on {self.device}"
 
 
 class PutForwarding(NamedTuple):
     """Send frames for a MAC to this machine, and to no other."""
 
+    device: str
     mac: str
-    machine: Address
+    machine: str
+
+    def __str__(self) -> str:
+        return f"set forwarding of {self.mac} to {self.machine} on {self.device}"
 
 
 class RemoveForwarding(NamedTuple):
     """Forget one destination of a MAC."""
 
+    device: str
     mac: str
-    machine: Address
+    machine: str
+
+    def __str__(self) -> str:
+        return f"remove forwarding of {self.mac} to {self.machine} on {self.device}"
 
 
 class PutRoute(NamedTuple):
-    """Set an on-link route through the device."""
+    """Set a route. Without `replaces` a route to the same destination is in the way, and foreign."""
 
-    destination: Network
-    gateway: Address
+    route: Route
+    replaces: bool = False
+
+    def __str__(self) -> str:
+        return f"set {self.route}"
 
 
 class RemoveRoute(NamedTuple):
-    """Remove a route through the device."""
+    """Remove a route."""
 
-    destination: Network
-    gateway: Optional[Address]
+    route: Route
+
+    def __str__(self) -> str:
+        return f"remove {self.route}"
 
 
-Step = Union[
-    CreateDevice,
-    DeleteDevice,
-    SetDevice,
+Entry = Union[
     AddAddress,
     RemoveAddress,
     PutNeighbour,
@@ -165,12 +242,15 @@ Step = Union[
     PutRoute,
     RemoveRoute,
 ]
+"""A step that is one message, of which many go into one system call."""
 
-_NO_MAC = "00:00:00:00:00:00"
+Step = Union[CreateDevice, DeleteDevice, SetDevice, Entry]
 
 
 def incompatible(wanted: Device, found: FoundDevice) -> str:
     """Return why the device must be made anew, empty when it can stay."""
+    if isinstance(wanted, Tun):
+        return "" if found.kind == "tun" else f"it is a {found.kind or 'device of another kind'}, not a tun"
     if found.kind != "vxlan":
         return f"it is a {found.kind or 'device of another kind'}, not a vxlan"
     differences = [
@@ -190,76 +270,140 @@ def incompatible(wanted: Device, found: FoundDevice) -> str:
 def plan(desired: Desired, found: Found) -> List[Step]:
     """Return the steps, in the order in which they must be taken; none when all is as it should be.
 
-    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive.
+    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. Nothing is
+    asked of a tun that is not there: only its backend can open it.
     """
     steps: List[Step] = []
-    device, have = desired.device, found.device
-    reason = incompatible(device, have) if have is not None else ""
-    if have is not None and reason:
-        steps.append(DeleteDevice(device.name, reason))
-    if have is None or reason:
-        steps.append(CreateDevice(device))
-        found = Found(None)
-    elif not have.up or (have.mac, have.mtu, have.learning) != (device.mac, device.mtu, device.learning):
-        steps.append(SetDevice(device))
-    steps += _address_steps(desired, found)
+    absent = set()
+    for device in desired.devices:
+        have = found.devices.get(device.name)
+        reason = incompatible(device, have) if have is not None else ""
+        if isinstance(device, Tun):
+            if have is None or reason:
+                absent.add(device.name)
+            elif not have.up or have.mtu != device.mtu:
+                steps.append(SetDevice(device))
+            continue
+        if have is not None and reason:
+            steps.append(DeleteDevice(device.name, reason))
+            found = _without(found, device.name)
+        if have is None or reason:
+            steps.append(CreateDevice(device))
+        elif not have.up or (have.mac, have.mtu, have.learning) != (device.mac, device.mtu, device.learning):
+            steps.append(SetDevice(device))
+    entries = _removals(desired, found) + _additions(desired, found)
+    return steps + [entry for entry in entries if _device(entry) not in absent]
+
+
+def delta(before: Desired, after: Desired) -> Optional[List[Step]]:
+    """Return the steps from one overlay to another, without looking at the kernel; None when only a look can tell.
+
+    A lease that came or went is programmed by this in the time of its own three entries, however many there are.
+    """
+    if (before.ownership, before.devices, before.addresses) != (after.ownership, after.devices, after.addresses):
+        return None
+    steps: List[Step] = []
+    steps += [RemoveRoute(before.routes[destination]) for destination in before.routes.keys() - after.routes.keys()]
     steps += [
-        RemoveRoute(route.destination, route.gateway)
-        for route in sorted(found.routes, key=str)
-        if _our_route(route, desired.network) and route.destination not in desired.routes
+        RemoveNeighbour(*key, before.neighbours[key]) for key in before.neighbours.keys() - after.neighbours.keys()
     ]
+    steps += [RemoveForwarding(*key, machine) for key, machine in before.forwarding.items() - after.forwarding.items()]
+    steps += [PutNeighbour(*key, mac) for key, mac in after.neighbours.items() - before.neighbours.items()]
+    steps += [PutForwarding(*key, machine) for key, machine in after.forwarding.items() - before.forwarding.items()]
     steps += [
-        RemoveNeighbour(address, mac)
-        for address, mac in found.neighbours.items()
-        if address in desired.network and address not in desired.neighbours
+        PutRoute(route, replaces=destination in before.routes)
+        for destination, route in after.routes.items() - before.routes.items()
     ]
-    steps += _forwarding_steps(desired, found, adding=False)
-    steps += [
-        PutNeighbour(address, mac)
-        for address, mac in desired.neighbours.items()
-        if found.neighbours.get(address) != mac
-    ]
-    steps += _forwarding_steps(desired, found, adding=True)
-    steps += _route_steps(desired, found)
     return steps
 
 
-def _address_steps(desired: Desired, found: Found) -> List[Step]:
-    steps: List[Step] = [AddAddress(address) for address in sorted(desired.addresses - found.addresses)]
-    steps += [
-        RemoveAddress(address)
-        for address in sorted(found.addresses - desired.addresses)
-        if address.ip in desired.network
-    ]
-    return steps
-
-
-def _forwarding_steps(desired: Desired, found: Found, *, adding: bool) -> List[Step]:
-    if adding:
-        return [
-            PutForwarding(mac, machine)
-            for mac, machine in desired.forwarding.items()
-            if (mac, machine) not in found.forwarding
-        ]
-    return [
-        RemoveForwarding(mac, machine)
-        for mac, machine in sorted(found.forwarding)
-        if mac != _NO_MAC and desired.forwarding.get(mac) != machine
-    ]
-
-
-def _our_route(route: Route, network: Network) -> bool:
-    if not route.by_boot:
+def ours(found: FoundRoute, ownership: Ownership, devices: Iterable[str]) -> bool:
+    """Tell whether a route is one that a daemon of this network has made."""
+    route = found.route
+    if not found.by_boot:
         return False
-    return route.destination.subnet_of(network) or route.gateway == route.destination.network_address
+    prefix = ipaddress.ip_network(route.destination)
+    network = ownership.networks.get(prefix.version)
+    within = network is not None and prefix.subnet_of(network)  # type: ignore[arg-type]  # one version
+    if route.device in devices:
+        return within or _through_itself(route)
+    if route.device == ownership.underlay:
+        return within and bool(route.gateway) and prefix.prefixlen == ownership.lengths.get(prefix.version)
+    return within and route.onlink and _through_itself(route)
 
 
-def _route_steps(desired: Desired, found: Found) -> List[Step]:
-    good: Set[Tuple[Network, Optional[Address]]] = {
-        (route.destination, route.gateway) for route in found.routes if route.onlink
-    }
-    return [
-        PutRoute(destination, gateway)
-        for destination, gateway in desired.routes.items()
-        if (destination, gateway) not in good
+def _through_itself(route: Route) -> bool:
+    return bool(route.gateway) and route.destination.startswith(f"{route.gateway}/")
+
+
+def _without(found: Found, name: str) -> Found:
+    """What is left when a device goes: everything on it goes along."""
+    return Found(
+        {key: one for key, one in found.devices.items() if key != name},
+        {key: one for key, one in found.addresses.items() if key != name},
+        {key: one for key, one in found.neighbours.items() if key[0] != name},
+        frozenset(one for one in found.forwarding if one[0] != name),
+        tuple(one for one in found.routes if one.route.device != name),
+    )
+
+
+def _device(entry: Entry) -> str:
+    return entry.route.device if isinstance(entry, (PutRoute, RemoveRoute)) else entry.device
+
+
+def _removals(desired: Desired, found: Found) -> List[Entry]:
+    names = {device.name for device in desired.devices}
+    entries: List[Entry] = [
+        RemoveAddress(device, address)
+        for device, have in sorted(found.addresses.items())
+        for address in sorted(have - desired.addresses.get(device, frozenset()))
+        if device in names and _inside(address.split("/", maxsplit=1)[0], desired.ownership)
     ]
+    entries += [
+        RemoveRoute(one.route)
+        for one in sorted(found.routes)
+        if one.route.destination not in desired.routes and ours(one, desired.ownership, names)
+    ]
+    entries += [
+        RemoveNeighbour(device, address, mac)
+        for (device, address), mac in found.neighbours.items()
+        if (device, address) not in desired.neighbours and _inside(address, desired.ownership)
+    ]
+    entries += [
+        RemoveForwarding(device, mac, machine)
+        for device, mac, machine in sorted(found.forwarding)
+        if mac != NO_MAC and desired.forwarding.get((device, mac)) != machine
+    ]
+    return entries
+
+
+def _additions(desired: Desired, found: Found) -> List[Entry]:
+    entries: List[Entry] = [
+        AddAddress(device, address)
+        for device, want in desired.addresses.items()
+        for address in sorted(want - found.addresses.get(device, frozenset()))
+    ]
+    entries += [PutNeighbour(*key, mac) for key, mac in desired.neighbours.items() if found.neighbours.get(key) != mac]
+    entries += [
+        PutForwarding(*key, machine)
+        for key, machine in desired.forwarding.items()
+        if (*key, machine) not in found.forwarding
+    ]
+    names = [device.name for device in desired.devices]
+    there: Dict[str, FoundRoute] = {one.route.destination: one for one in found.routes}
+    for destination, route in desired.routes.items():
+        have = there.get(destination)
+        if have is None or have.route != route:
+            replaces = have is not None and ours(have, desired.ownership, names)
+            entries.append(PutRoute(route, replaces))
+    return entries
+
+
+def _inside(address: str, ownership: Ownership) -> bool:
+    return any(contains(network, address) for network in ownership.networks.values())
+
+
+def contains(network: Network, address: str) -> bool:
+    """Tell whether an address in text lies within a network; of another IP version it does not."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.version == network.version and parsed in network

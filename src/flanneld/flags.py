@@ -7,35 +7,40 @@ everything after `true`.
 
 from __future__ import annotations
 
-import difflib
 import re
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from flanneld.errors import UsageError
 
 _TRUE = ("1", "t", "T", "true", "TRUE", "True")
 _FALSE = ("0", "f", "F", "false", "FALSE", "False")
+_PREFIX = "FLANNELD_"
+_INTEGER = re.compile(r"([+-]?)(0[xX]_?[0-9a-fA-F]|0[oO]_?[0-7]|0[bB]_?[01]|\d)[0-9a-fA-F_]*", re.ASCII)
 
 
 class Flag(NamedTuple):
-    """One flag: `kind` is str, int, bool or list (a repeatable string).
+    """One flag: `kind` is str, int, bool, list (a repeatable string) or gone (old versions had it).
 
-    A flag that is not `supported` is accepted with its default value only.
+    `help` of a flag that is gone says what took its place. The value of a `secret` flag is never shown.
     """
 
     name: str
     kind: str
     default: str
     help: str
-    supported: bool = True
+    secret: bool = False
 
 
 class Parsed(NamedTuple):
-    """Values by flag name as text (a list for repeatable ones), defaults filled in, and whether help was asked."""
+    """Values by flag name as text (a list for repeatable ones), defaults filled in, and whether help was asked.
+
+    `unknown`: variables that look like ours and belong to no flag.
+    """
 
     values: Mapping[str, str]
     lists: Mapping[str, Tuple[str, ...]]
     help: bool
+    unknown: Tuple[str, ...] = ()
 
     def text(self, name: str) -> str:
         """Return a string flag."""
@@ -43,7 +48,9 @@ class Parsed(NamedTuple):
 
     def number(self, name: str) -> int:
         """Return an integer flag."""
-        return int(self.values[name], 0)
+        found = _integer(self.values[name])
+        assert found is not None  # noqa: S101 - `parse` has checked it
+        return found
 
     def truth(self, name: str) -> bool:
         """Return a boolean flag."""
@@ -56,20 +63,21 @@ class Parsed(NamedTuple):
 
 def environment_name(flag: str) -> str:
     """Return the variable of a flag: etcd-endpoints -> FLANNELD_ETCD_ENDPOINTS."""
-    return "FLANNELD_" + flag.upper().replace("-", "_")
+    return _PREFIX + flag.upper().replace("-", "_")
 
 
 def parse(flags: Sequence[Flag], argv: Sequence[str], environ: Mapping[str, str]) -> Parsed:
     """Parse `argv` (without the program's name) and fill the rest from `environ` and the defaults.
 
-    Raises UsageError for an unknown flag, a missing or malformed value, or a flag that is not implemented.
+    An empty variable counts as absent, and a variable gives exactly one value, as in the Go daemon. Raises UsageError
+    for a flag that is unknown or gone, and for a missing or malformed value.
     """
-    by_name = {flag.name: flag for flag in flags}
-    given, help_asked = _command_line(by_name, argv)
+    given, help_asked = _command_line({flag.name: flag for flag in flags}, argv)
+    flags = _present(flags)
+    variables = {environment_name(flag.name): flag for flag in flags if flag.name != "version"}
     if not help_asked:
-        for flag in flags:
-            variable = environment_name(flag.name)
-            if flag.name not in given and variable in environ:
+        for variable, flag in variables.items():
+            if flag.name not in given and environ.get(variable):
                 given[flag.name] = [_checked(flag, environ[variable], variable)]
     values: Dict[str, str] = {}
     lists: Dict[str, Tuple[str, ...]] = {}
@@ -79,19 +87,40 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], environ: Mapping[str, str]
             lists[flag.name] = tuple(seen)
         else:
             values[flag.name] = seen[-1] if seen else flag.default
-    return Parsed(values, lists, help_asked)
+    unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in variables)
+    return Parsed(values, lists, help_asked, tuple(unknown))
 
 
 def usage(flags: Sequence[Flag]) -> str:
-    """Return the help text, one flag with its default per entry."""
-    lines = ["Usage: flanneld [OPTION]..."]
-    for flag in flags:
-        if not flag.supported:
-            continue
+    """Return two lines on each flag, with its default."""
+    lines: List[str] = []
+    for flag in _present(flags):
         kind = {"bool": "", "list": " value", "int": " int", "str": " string"}[flag.kind]
         default = f" (default {flag.default})" if flag.default not in {"", "false"} else ""
         lines += [f"  -{flag.name}{kind}", f"    \t{flag.help}{default}"]
     return "\n".join(lines) + "\n"
+
+
+def shown(flags: Iterable[Flag], parsed: Parsed) -> str:
+    """Return what the flags are set to in one line, names sorted, secrets as stars."""
+    words: List[str] = []
+    for flag in sorted(_present(flags)):
+        several = flag.kind == "list"
+        value = f"[{' '.join(parsed.several(flag.name))}]" if several else parsed.text(flag.name)
+        hidden = "***" if flag.secret and value else re.sub(r"//[^/,]*@", "//***@", value)  # passwords in URLs
+        words.append(f"{flag.name}:{hidden}")
+    return "{" + " ".join(words) + "}"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return the known word that `word` was probably meant to be, empty when there is none."""
+    import difflib  # noqa: PLC0415 - only mistakes need it
+
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), "")
+
+
+def _present(flags: Iterable[Flag]) -> List[Flag]:
+    return [flag for flag in flags if flag.kind != "gone"]
 
 
 def _command_line(by_name: Mapping[str, Flag], argv: Sequence[str]) -> Tuple[Dict[str, List[str]], bool]:
@@ -110,9 +139,11 @@ def _command_line(by_name: Mapping[str, Flag], argv: Sequence[str]) -> Tuple[Dic
             return given, True
         flag = by_name.get(name)
         if flag is None:
-            near = difflib.get_close_matches(name, list(by_name), 1)
-            hint = f"did you mean -{near[0]}?" if near else "flanneld -help lists the flags"
+            likely = near(name, (one.name for one in _present(by_name.values())))
+            hint = f"did you mean -{likely}?" if likely else "flanneld -help lists the flags"
             raise UsageError(f"unknown flag -{name}", hint)
+        if flag.kind == "gone":
+            raise UsageError(f"-{name} is a flag of old versions", flag.help)
         if value is None:
             value = _value(flag, words)
         given.setdefault(name, []).append(_checked(flag, value, f"-{name}"))
@@ -132,22 +163,17 @@ def _checked(flag: Flag, value: str, origin: str) -> str:
         raise UsageError(f"{origin} is {value!r}, not a boolean", "use true or false")
     if flag.kind == "int" and _integer(value) is None:
         raise UsageError(f"{origin} is {value!r}, not an integer")
-    if not flag.supported and not _same(flag, value):
-        raise UsageError(
-            f"{origin} is not implemented by this flanneld",
-            f"leave it out, or at its default {flag.default!r}",
-        )
     return value
 
 
-def _same(flag: Flag, value: str) -> bool:
-    if flag.kind == "bool":
-        return (value in _TRUE) == (flag.default in _TRUE)
-    return value == flag.default
-
-
 def _integer(text: str) -> Optional[int]:
+    """Return a number as Go writes them: 12, 0x1f, 0b11, 0o17, and 017, which is octal there; None for others."""
+    if not _INTEGER.fullmatch(text):
+        return None
+    digits = text.lstrip("+-")
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1] in "01234567_"
     try:
-        return int(text, 0)
+        found = int(text, 8 if octal else 0)
     except ValueError:
         return None
+    return found if -(1 << 63) <= found < 1 << 63 else None

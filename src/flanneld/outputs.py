@@ -1,56 +1,79 @@
-"""The files the daemon leaves for others: subnet.env, Docker's options, a CNI configuration list."""
+"""The files the daemon leaves for others: subnet.env and a CNI configuration list."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
 
-from flanneld.config import Network
 from flanneld.errors import FlanneldError
+from flanneld.subnet.config import Network
+
+_NAMES = {4: "FLANNEL_", 6: "FLANNEL_IPV6_"}
+_LARGEST = 65536  # no file that is read here comes near it
 
 
 class SubnetFile(NamedTuple):
-    """The contents of subnet.env. `mtu` is that of the tunnel device."""
+    """The contents of subnet.env; networks and subnets by IP version, 4 first. `mtu` is that of the pods."""
 
-    network: Network
-    subnet: Network
+    networks: Mapping[int, Network]
+    subnets: Mapping[int, Network]
     mtu: int
     ip_masq: bool
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file of mode 0644, its directory 0755 when it is not there; never half-written."""
+def write_atomically(path: Path, text: str) -> bool:
+    """Write a file of mode 0644, its directory 0755 when it is not there; never half-written.
+
+    A file that holds `text` already is left alone. Tells whether it was written; raises FlanneldError, and then the
+    old file is still there. Links are followed; what is no file (/dev/stdout) is written to as it is.
+    """
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return True
+        path = path.resolve()
+        if _read(path) == text:
+            return False
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()  # of a process that had the same number and was killed
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o644)
-            os.replace(temporary, path)  # noqa: PTH105 - the temporary name is a string
+                os.fsync(file.fileno())
+            temporary.replace(path)
         except BaseException:
-            os.unlink(temporary)  # noqa: PTH108 - as above
+            temporary.unlink()
             raise
-    except OSError as error:
-        raise FlanneldError(f"{path} cannot be written: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other, up to Python 3.12
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FlanneldError(f"{path} cannot be written: {reason}", "check the directory and its free space") from None
+    return True
 
 
 def subnet_env(content: SubnetFile) -> str:
-    """Return the text of subnet.env; FLANNEL_SUBNET is the subnet's first usable address with its length."""
-    first = content.subnet.network_address + 1
-    return (
-        f"FLANNEL_NETWORK={content.network}\n"
-        f"FLANNEL_SUBNET={first}/{content.subnet.prefixlen}\n"
-        f"FLANNEL_MTU={content.mtu}\n"
-        f"FLANNEL_IPMASQ={'true' if content.ip_masq else 'false'}\n"
-    )
+    """Return the text of subnet.env, the lines in the Go daemon's order.
+
+    FLANNEL_SUBNET is the subnet's first usable address with its length. Only families that are enabled are there.
+    """
+    lines: List[str] = []
+    for version, name in _NAMES.items():
+        subnet = content.subnets.get(version)
+        if subnet is not None:
+            lines.append(f"{name}NETWORK={content.networks[version]}")
+            lines.append(f"{name}SUBNET={subnet.network_address + 1}/{subnet.prefixlen}")
+    lines.append(f"FLANNEL_MTU={content.mtu}")
+    lines.append(f"FLANNEL_IPMASQ={'true' if content.ip_masq else 'false'}")
+    return "\n".join(lines) + "\n"
 
 
 def parse_env(text: str) -> Dict[str, str]:
@@ -58,26 +81,56 @@ def parse_env(text: str) -> Dict[str, str]:
     found: Dict[str, str] = {}
     for line in text.splitlines():
         name, equals, value = line.partition("=")
-        if equals and re.fullmatch(r"[A-Za-z_]\w*", name.strip()):
-            found[name.strip()] = value.strip().strip("\"'")
+        if equals and re.fullmatch(r"[A-Za-z_]\w*", name.strip(), re.ASCII):
+            value = value.strip()
+            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+            found[name.strip()] = value[1:-1] if quoted else value
     return found
 
 
-def previous_subnet(path: Path) -> Optional[Network]:
-    """Return the subnet that an earlier run wrote, None when there is none or it is unreadable."""
+def read_env(path: Path) -> Dict[str, str]:
+    """Return what an environment file sets, nothing when it is not there or cannot be read."""
     try:
-        value = parse_env(path.read_text()).get("FLANNEL_SUBNET", "")
-        return ipaddress.IPv4Interface(value).network if value else None
-    except (OSError, ValueError):
-        return None
+        return parse_env(_read(path))
+    except OSError:
+        return {}
+
+
+def previous_subnets(path: Path) -> Tuple[Network, ...]:
+    """Return the subnets that an earlier run wrote, of each IP version at most one; what is malformed is passed over.
+
+    Old versions of the Go daemon wrote several, separated by commas; the first one is that of this machine.
+    """
+    env = read_env(path)
+    found: List[Network] = []
+    for version, name in _NAMES.items():
+        for text in env.get(f"{name}SUBNET", "").split(","):
+            try:
+                network = ipaddress.ip_interface(text.strip()).network
+            except ValueError:
+                continue
+            if "/" in text and network.version == version:
+                found.append(network)
+                break
+    return tuple(found)
+
+
+def previous_networks(path: Path) -> Tuple[Network, ...]:
+    """Return the networks that an earlier run wrote; what is unreadable is left out."""
+    env = read_env(path)
+    found: List[Network] = []
+    for name in _NAMES.values():
+        with contextlib.suppress(ValueError):
+            found.append(ipaddress.ip_network(env.get(f"{name}NETWORK", "")))
+    return tuple(found)
 
 
 def cni_conflist(content: SubnetFile) -> str:
-    """Return a CNI configuration list for the bridge plugin: pods get addresses of the subnet on cni0.
+    """Return a CNI configuration list for the bridge plugin: pods get addresses of every subnet on cni0.
 
     The bridge masquerades only when flanneld does not.
     """
-    bridge = {
+    bridge: Dict[str, Any] = {
         "type": "bridge",
         "bridge": "cni0",
         "isGateway": True,
@@ -85,10 +138,10 @@ def cni_conflist(content: SubnetFile) -> str:
         "hairpinMode": True,
         "ipMasq": not content.ip_masq,
         "mtu": content.mtu,
-        # isDefaultGateway brings the default route; a second one in ipam makes the plugin fail.
+        # isDefaultGateway brings the default routes; a second one in ipam makes the plugin fail.
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": str(content.subnet)}]],
+            "ranges": [[{"subnet": str(content.subnets[version])}] for version in sorted(content.subnets)],
         },
     }
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
@@ -96,41 +149,10 @@ def cni_conflist(content: SubnetFile) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-class DockerOptions(NamedTuple):
-    """What mk-docker-opts is asked for."""
-
-    env_file: Path
-    output: Path
-    key: str
-    individual: bool
-    combined: bool
-    ip_masq: bool
-
-
-def docker_options(options: DockerOptions, environ: Mapping[str, str]) -> str:
-    """Return Docker's options from subnet.env, as mk-docker-opts.sh of the Go project writes them.
-
-    DOCKER_OPT_* of the environment are taken along, an existing value of the key stays in front.
-    """
-    env = dict(environ)
-    if options.env_file.is_file():
-        env.update(parse_env(options.env_file.read_text()))
-    found = {name: value for name, value in env.items() if name.startswith("DOCKER_OPT_")}
-    if env.get("FLANNEL_SUBNET"):
-        found["DOCKER_OPT_BIP"] = f"--bip={env['FLANNEL_SUBNET']}"
-    if env.get("FLANNEL_MTU"):
-        found["DOCKER_OPT_MTU"] = f"--mtu={env['FLANNEL_MTU']}"
-    masquerade = env.get("FLANNEL_IPMASQ", "")
-    if masquerade and options.ip_masq:
-        if masquerade not in {"true", "false"}:
-            raise FlanneldError(f"Invalid value of FLANNEL_IPMASQ: {masquerade}")
-        found["DOCKER_OPT_IPMASQ"] = f"--ip-masq={'false' if masquerade == 'true' else 'true'}"
-    lines: List[str] = []
-    if options.individual:
-        lines += [f'{name}="{found[name]}"' for name in sorted(found)]
-    if options.combined:
-        value = env.get(options.key, "") + "".join(f" {found[name]}" for name in sorted(found))
-        if env.get(options.key) and found:
-            value = env[options.key] + " " + "".join(f" {found[name]}" for name in sorted(found))
-        lines.append(f'{options.key}="{value}"')
-    return "\n".join(lines) + "\n"
+def _read(path: Path) -> str:
+    """Return a file's text, empty when it is not there."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LARGEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""

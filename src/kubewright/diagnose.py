@@ -15,6 +15,7 @@ from kubewright.matrix import Result
 
 Path = Mapping[str, Any]
 _BRIDGES = ("cni0", "docker0")
+_TUN = re.compile(r"flannel\d+")
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ def _overlay(path: Path) -> Mapping[str, Any]:
 
 
 def _sending(there: Place, path: Path, other: Path) -> str:
-    """Why a packet for the pod on `there` does not find its way into the tunnel."""
+    """Why a packet for the pod on `there` does not find its way into the tunnel, or to the machine itself."""
     device = _overlay(path)
+    routes = path["routes"].get(there.pod) or []
+    # By host-gw, or vxlan with DirectRouting; by udp, where what follows is inside of flanneld.
+    plain = routes and routes[0].get("gateway") == there.address
+    if plain or (routes and _TUN.fullmatch(str(routes[0].get("dev")))):
+        return ""
     if not device:
-        return "runtime: there is no flannel device; systemctl status flanneld"
+        return "runtime: there is no flannel device, and no route to the machine; systemctl status flanneld"
     if "UP" not in device.get("flags", []):
         return f"runtime: {device['ifname']} is down"
-    routes = path["routes"].get(there.pod) or []
     if not routes:
-        return f"route: there is none to {there.pod}"
+        return f"route: ip route get {there.pod} finds none"
     if routes[0].get("dev") != device["ifname"]:
         return f"route: ip route get {there.pod} leads to {routes[0].get('dev')}, not to {device['ifname']}"
     return _tunnelled(routes[0].get("gateway") or there.pod, there, path, other)
@@ -126,10 +131,9 @@ def _underlay(source: Place, target: Place, paths: Mapping[str, Path], lost: set
         if drop:
             return f"{machine.name}: rule: iptables drops it in INPUT: {drop}"
     if (source.name, target.flannel) in lost:
-        return (
-            f"underlay: {source.name} reaches {target.name}, but nothing comes through the tunnel: "
-            f"is UDP port {tunnel.get('port')} open between them?"
-        )
+        port = tunnel.get("port")
+        asked = f"is UDP port {port} open between them?" if port else "does a firewall drop the pods' addresses?"
+        return f"underlay: {source.name} reaches {target.name}, but nothing comes through flannel: {asked}"
     return ""
 
 

@@ -5,17 +5,20 @@ flanneld's own parser decides, before anything is written: a value that it refus
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from flanneld.config import parse_config, vxlan_config
+from flanneld.backend.registry import check_backend
 from flanneld.errors import ConfigError
+from flanneld.subnet.config import parse_config
 from kubewright.topology import Cluster
 
 # Variables of role flannel on which all machines must agree.
 SHARED = ("flannel_backend", "flannel_etcd_prefix")
+_WITH_DEVICE = ("vxlan", "udp")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)+")
 # Where pod_cidr itself is wrong, which is reported elsewhere, the rest is looked at beside a network that is right.
 _SOUND = {"pod_cidr": "10.244.0.0/16", "pod_subnet_length": 24}
@@ -24,6 +27,17 @@ _SOUND = {"pod_cidr": "10.244.0.0/16", "pod_subnet_length": 24}
 def network(cluster: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, Any]:
     """The value of PREFIX/config. `cluster`: the fact of this name; `backend`: flannel_backend."""
     return {"Network": cluster["pod_cidr"], "SubnetLen": cluster["pod_subnet_length"], "Backend": dict(backend)}
+
+
+def backend_type(backend: Mapping[str, Any] | None) -> str:
+    """The backend's type in lower case, vxlan where none is set; flanneld knows its keys in any letter case."""
+    return str({key.lower(): value for key, value in (backend or {}).items()}.get("type") or "vxlan").lower()
+
+
+def flannel_address(pod: str, length: int, backend: Mapping[str, Any] | None) -> str:
+    """An address that answers for the machine of `pod`: the device's, or the bridge's where there is no device."""
+    network = ipaddress.ip_interface(f"{pod}/{length}").network
+    return str(network[0] if backend_type(backend) in _WITH_DEVICE else network[1])
 
 
 def problems(values: Mapping[str, Mapping[str, Any]], cluster: Cluster | None) -> list[str]:
@@ -46,7 +60,7 @@ def _refused(backend: Mapping[str, Any], cluster: Cluster | None) -> list[str]:
     computed = cluster.facts() if cluster else _SOUND
     shown = json.dumps(backend, default=str)
     try:
-        vxlan_config(parse_config(json.dumps(network(computed, backend), default=str)))
+        check_backend(parse_config(json.dumps(network(computed, backend), default=str)))
     except ConfigError as error:
         return [f"flannel_backend: flanneld would refuse {shown} for pod_cidr {computed['pod_cidr']}: {error}"]
     return []

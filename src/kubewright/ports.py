@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kubewright import podnetwork
 from kubewright.topology import Machine
 
 # Part -> TCP port -> who holds it, and whether other machines must reach it.
@@ -25,8 +26,8 @@ _NODE: Mapping[int, tuple[str, bool]] = {
     10256: ("kube-proxy", True),
 }
 _NODE_PORTS = ("30000-32767/tcp", "30000-32767/udp")
-# Of flannel's vxlan backend where its configuration names none: the kernel's own.
-_VXLAN = 8472
+# UDP ports of flannel's backends where the configuration names none; the others need none.
+_BACKENDS = {"vxlan": 8472, "udp": 8285}
 
 
 def watched(api_port: int) -> list[int]:
@@ -60,7 +61,10 @@ def firewall(
     """
     opened = [f"{port}/tcp" for port, (_, remote) in sorted(_table(machine, api_port).items()) if remote]
     if machine.is_node:
-        # flanneld knows its keys in any letter case, and 0 as the default.
-        port = {key.lower(): value for key, value in (backend or {}).items()}.get("port") or _VXLAN
-        opened += [f"{port}/udp", *_NODE_PORTS]
+        usual = _BACKENDS.get(podnetwork.backend_type(backend))
+        if usual:
+            # flanneld knows its keys in any letter case, and 0 as the default.
+            port = {key.lower(): value for key, value in (backend or {}).items()}.get("port") or usual
+            opened.append(f"{port}/udp")
+        opened += _NODE_PORTS
     return opened + [port for port in further or [] if port not in opened]

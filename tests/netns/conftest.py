@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 # For what makes archives and web sites.
 sys.path.insert(1, str(Path(__file__).parent.parent / "unit"))
 
-from flannel_lab import Lab, Machine, Tools, lab, until
+from flannel_lab import Lab, Machine, Network, Tools, lab, until
 
 from kubewright.pyz import build_flanneld
 
+_PLAIN = str.maketrans(dict.fromkeys("[]/ ", "-"))
 CONFIG = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 
 
@@ -41,6 +43,20 @@ def flannel_lab(tmp_path_factory: pytest.TempPathFactory, tools: Tools, pyz: Pat
     with lab(tmp_path_factory.mktemp("lab"), tools, pyz) as made:
         made.configure(CONFIG)
         yield made
+
+
+@pytest.fixture
+def network(flannel_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[[dict[str, Any]], Network]]:
+    """Makes a network below a prefix of the test's own; its machines are gone after the test."""
+    made: list[Network] = []
+
+    def make(config: dict[str, Any]) -> Network:
+        made.append(Network(flannel_lab, f"{request.node.name}-{len(made)}".translate(_PLAIN), config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
 @pytest.fixture(scope="module")

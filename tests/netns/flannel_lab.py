@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import json
 import os
-import shutil
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,36 +35,35 @@ _PACKAGES = (
     "libnfnetlink0",
     "libnftnl11",
     "iputils-ping",
+    *("nftables", "libnftables1", "libmnl0", "libjansson4", "libedit2", "libbsd0", "libmd0", "libgmp10"),
 )
 
 
 class Tools:
-    """etcd, ping and iptables: of the machine, or of Debian packages unpacked into the cache."""
+    """etcd, ping, iptables and nft of Debian packages unpacked into the cache, whatever the machine has."""
 
     def __init__(self, work: Path) -> None:
         self.bin = work / "bin"
         self.bin.mkdir()
-        self.env = {"PATH": f"{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin"}
-        if all(shutil.which(name) for name in ("etcd", "ping", "iptables")):
-            self.env["PATH"] = os.environ["PATH"]
-            self.etcd = str(shutil.which("etcd"))
-            return
-        root = unpacked("root", _PACKAGES)
-        libraries = root / "usr/lib/x86_64-linux-gnu"
-        if not libraries.is_dir():
-            libraries = next((root / "usr/lib").glob("*-linux-gnu"))
-        self.env["LD_LIBRARY_PATH"] = str(libraries)
-        self.env["XTABLES_LIBDIR"] = str(libraries / "xtables")
+        root = unpacked("flannel", _PACKAGES)
+        libraries = next((root / "usr/lib").glob("*-linux-gnu"))
+        self.env = {
+            "PATH": f"{self.bin}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LD_LIBRARY_PATH": str(libraries),
+            "XTABLES_LIBDIR": str(libraries / "xtables"),
+        }
         self.etcd = str(root / "usr/bin/etcd")
         (self.bin / "ping").symlink_to(root / "bin/ping")
+        (self.bin / "nft").symlink_to(root / "usr/sbin/nft")
+        self._programs = root / "usr/sbin"
         self.use_iptables("nft")
 
     def use_iptables(self, kind: str) -> None:
         """Let `iptables` be its "legacy" or its "nft" kind."""
-        multi = unpacked("root", _PACKAGES) / f"usr/sbin/xtables-{kind}-multi"
-        for name in ("iptables", "iptables-save", "iptables-restore"):
-            (self.bin / name).unlink(missing_ok=True)
-            (self.bin / name).symlink_to(multi)
+        for family in ("iptables", "ip6tables"):
+            for name in (family, f"{family}-save", f"{family}-restore"):
+                (self.bin / name).unlink(missing_ok=True)
+                (self.bin / name).symlink_to(self._programs / f"xtables-{kind}-multi")
 
 
 def run(*command: str, env: dict[str, str] | None = None, check: bool = True, timeout: float = 30) -> str:
@@ -172,9 +173,9 @@ class Etcd:
     def client(self, function: str, *arguments: Any) -> Any:
         """Call a method of flanneld's etcd client in etcd's namespace; returns its result as JSON values."""
         code = (
-            "import json, sys; from flanneld.etcd import EtcdClient, tls_context;"
+            "import json, sys; from flanneld.etcd.v3 import EtcdClient; from flanneld.etcd.transport import Cluster;"
             "from flanneld.options import EtcdOptions;"
-            "o = EtcdOptions((sys.argv[1],), *sys.argv[2:5]); c = EtcdClient(o, tls_context(o));"
+            "c = EtcdClient(Cluster(EtcdOptions((sys.argv[1],), *sys.argv[2:5])));"
             "print(json.dumps(getattr(c, sys.argv[5])(*json.loads(sys.argv[6]))))"
         )
         python = [sys.executable, "-c", code, self.url, str(self.pki.ca), str(self.pki.client)]
@@ -182,7 +183,7 @@ class Etcd:
         return json.loads(run("ip", "netns", "exec", self.namespace, *python))
 
     def request(self, path: str, body: dict[str, Any]) -> Any:
-        return self.client("_call", path, body)
+        return self.client("_call", "test", path.removeprefix("/v3"), body)
 
     def keys(self) -> dict[str, str]:
         """Return value by the last part of the key of all leases."""
@@ -202,38 +203,38 @@ class Etcd:
 
 
 class Machine:
-    """A namespace with an interface eth0 on the common bridge, and a flanneld in it."""
+    """A namespace with an interface eth0 on a bridge of the lab, and a flanneld in it.
 
-    def __init__(self, lab: Lab, number: int) -> None:
+    `segment`: 60 is where etcd is, 61 is behind a router. `beside`: another daemon in the namespace of that machine.
+    """
+
+    def __init__(self, lab: Lab, number: int, *, segment: int = 60, beside: Machine | None = None) -> None:
         self.lab = lab
         self.number = number
-        self.namespace = f"{lab.name}-m{number}"
-        self.address = f"192.168.60.{number}"
+        self.prefix = PREFIX
         self.directory = lab.directory / f"m{number}"
         self.directory.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
+        self.flags: tuple[str, ...] = ()
+        self.wrapper: tuple[str, ...] = ()
+        self.python = "/usr/bin/python3"
+        if beside is not None:
+            self.namespace, self.address, self.address6 = beside.namespace, beside.address, beside.address6
+            return
+        self.namespace = f"{lab.name}-m{number}"
+        self.address, self.address6 = f"192.168.{segment}.{number}", f"fd60:{segment}::{number:x}"
+        bridge = lab.segment(segment)
         run("ip", "netns", "add", self.namespace)
-        run(
-            "ip",
-            "link",
-            "add",
-            f"kv{number}",
-            "netns",
-            lab.switch,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            self.namespace,
-        )
-        run("ip", "-n", lab.switch, "link", "set", f"kv{number}", "master", "br0", "up")
+        peer = ["peer", "name", "eth0", "netns", self.namespace]
+        run("ip", "link", "add", f"kv{number}", "netns", bridge, "type", "veth", *peer)
+        run("ip", "-n", bridge, "link", "set", f"kv{number}", "master", "br0", "up")
+        self.exec("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         self.ip("link", "set", "lo", "up")
         self.ip("link", "set", "eth0", "up")
         self.ip("addr", "add", f"{self.address}/24", "dev", "eth0")
-        self.ip("route", "add", "default", "via", ETCD_ADDRESS)
-        self.exec("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.ip("addr", "add", f"{self.address6}/64", "dev", "eth0", "nodad")
+        self.ip("route", "add", "default", "via", f"192.168.{segment}.254")
+        self.ip("route", "add", "default", "via", f"fd60:{segment}::fe")
 
     def exec(self, *command: str, check: bool = True) -> str:
         return run("ip", "netns", "exec", self.namespace, *command, env=self.lab.tools.env, check=check)
@@ -253,28 +254,35 @@ class Machine:
         return (self.directory / "log").read_text()
 
     def start(self, *flags: str, wait: bool = True) -> float:
-        """Start flanneld; returns the seconds until subnet.env was written by this run."""
+        """Start flanneld; returns the seconds until it said that it is ready."""
         pki = self.lab.pki
-        before = self.subnet_file.stat().st_mtime_ns if self.subnet_file.exists() else 0
-        command = ["ip", "netns", "exec", self.namespace, "/usr/bin/python3", str(self.lab.pyz)]
+        command = ["ip", "netns", "exec", self.namespace, *self.wrapper, self.python, str(self.lab.pyz)]
         command += (
             [f"-etcd-endpoints=https://192.168.60.253:2379,{self.lab.etcd.url}"]
             if "dead" in flags
             else [f"-etcd-endpoints={self.lab.etcd.url}"]
         )
         command += [f"-etcd-cafile={pki.ca}", f"-etcd-certfile={pki.client}", "-etcd-keyfile", str(Pki.key(pki.client))]
+        command += [f"-etcd-prefix={self.prefix}"]
         command += [f"--subnet-file={self.subnet_file}", "-ip-masq", f"-cni-conf={self.directory}/10-flannel.conflist"]
-        command += ["-healthz-port=8471", "-healthz-ip=127.0.0.1", *(flag for flag in flags if flag != "dead")]
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=self.lab.tools.env, stdout=log, stderr=log)
-        started = time.monotonic()
-        if wait:
-            until(
-                15,
-                lambda: self.subnet_file.exists() and self.subnet_file.stat().st_mtime_ns != before,
-                lambda: f"ready:\n{self.log}",
-            )
-        return time.monotonic() - started
+        command += [f"-healthz-port={8400 + self.number}", "-healthz-ip=127.0.0.1"]
+        command += [flag for flag in (*self.flags, *flags) if flag != "dead"]
+        path = self.directory / "notify"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, (self.directory / "log").open("ab") as log:
+            notified.bind(str(path))
+            env = {**self.lab.tools.env, "NOTIFY_SOCKET": str(path)}
+            started = time.monotonic()
+            self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            while wait:
+                left = started + 15 - time.monotonic()
+                assert left > 0, f"not ready:\n{self.log}"
+                assert self.process.poll() is None, f"ended:\n{self.log}"
+                notified.settimeout(min(left, 1.0))
+                with contextlib.suppress(TimeoutError):
+                    if b"READY=1" in notified.recv(4096).split(b"\n"):
+                        break
+            return time.monotonic() - started
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
@@ -284,25 +292,58 @@ class Machine:
         return status
 
     @property
+    def env(self) -> dict[str, str]:
+        return dict(line.split("=", 1) for line in self.subnet_file.read_text().splitlines())
+
+    @property
     def subnet(self) -> ipaddress.IPv4Network:
-        lines = dict(line.split("=", 1) for line in self.subnet_file.read_text().splitlines())
-        return ipaddress.IPv4Interface(lines["FLANNEL_SUBNET"]).network
+        return ipaddress.IPv4Interface(self.env["FLANNEL_SUBNET"]).network
+
+    @property
+    def subnet6(self) -> ipaddress.IPv6Network:
+        return ipaddress.IPv6Interface(self.env["FLANNEL_IPV6_SUBNET"]).network
 
     @property
     def key(self) -> str:
         return str(self.subnet).replace("/", "-")
 
     @property
+    def gateway(self) -> str:
+        """The first address of the subnet, which `bridge_up` gives to a bridge."""
+        return str(self.subnet.network_address + 1)
+
+    @property
     def mac(self) -> str:
         return str(json.loads(self.ip("-j", "link", "show", "flannel.1"))[0]["address"])
 
-    def bridge_up(self) -> str:
-        """Give the machine the first address of its subnet on a bridge, as the CNI plugin would; returns it."""
-        gateway = str(self.subnet.network_address + 1)
-        self.ip("link", "add", "cni0", "type", "bridge", check=False)
-        self.ip("link", "set", "cni0", "up")
-        self.ip("addr", "replace", f"{gateway}/24", "dev", "cni0")
-        return gateway
+    def bridge_up(self, name: str = "cni0") -> str:
+        """Give the machine the first addresses of its subnets on a bridge, as the CNI plugin would; returns IPv4's."""
+        self.ip("link", "add", name, "type", "bridge", check=False)
+        self.ip("link", "set", name, "up")
+        self.ip("addr", "replace", f"{self.gateway}/{self.subnet.prefixlen}", "dev", name)
+        if "FLANNEL_IPV6_SUBNET" in self.env:
+            self.ip("addr", "replace", self.env["FLANNEL_IPV6_SUBNET"], "dev", name, "nodad")
+        return self.gateway
+
+    def health(self, path: str) -> str:
+        """What the health server answers, whatever the status."""
+        code = (
+            "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', int(sys.argv[1]), timeout=5);"
+            "c.request('GET', sys.argv[2]); r = c.getresponse(); print(r.status, r.read().decode())"
+        )
+        return self.exec("/usr/bin/python3", "-c", code, str(8400 + self.number), path).strip()
+
+    def figure(self, name: str) -> float:
+        """A figure of /metrics, summed over its labels."""
+        lines = [line for line in self.health("/metrics").splitlines() if re.match(rf"{name}[ {{]", line)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def ready(self) -> bool:
+        """Tell whether the daemon says that everything is as it should be."""
+        try:
+            return self.health("/readyz").startswith("200")
+        except AssertionError:
+            return False
 
     def knows(self, peer: Machine) -> bool:
         """Tell whether route, neighbour and forwarding entry of a peer are there."""
@@ -318,43 +359,129 @@ class Machine:
 
 
 class Lab:
-    """A bridge namespace with etcd in it, and machines."""
+    """A bridge namespace with etcd in it, and machines; on demand a second bridge behind a router."""
 
     def __init__(self, directory: Path, tools: Tools, pyz: Path) -> None:
         self.name = f"kwfl{os.getpid()}"
         self.switch = f"{self.name}-sw"
         self.directory, self.tools, self.pyz = directory, tools, pyz
         self.machines: list[Machine] = []
+        self._segments: dict[int, str] = {}
+        self._made = 0
         self.pki = Pki(directory)
-        run("ip", "netns", "add", self.switch)
         try:
-            run("ip", "-n", self.switch, "link", "set", "lo", "up")
-            run("ip", "-n", self.switch, "link", "add", "br0", "type", "bridge")
-            run("ip", "-n", self.switch, "link", "set", "br0", "up")
-            run("ip", "-n", self.switch, "addr", "add", f"{ETCD_ADDRESS}/24", "dev", "br0")
+            self.segment(60)
             self.etcd = Etcd(self.switch, tools, self.pki, directory)
             self.etcd.start()
         except BaseException:
             self.close()
             raise
 
-    def configure(self, config: dict[str, Any]) -> None:
-        self.etcd.client("put", f"{PREFIX}/config", json.dumps(config))
+    def segment(self, number: int) -> str:
+        """The namespace of a segment's bridge, whose address is the machines' gateway; made when there is none."""
+        if number in self._segments:
+            return self._segments[number]
+        name = self.switch if number == 60 else f"{self.name}-s{number}"
+        self._segments[number] = name
+        run("ip", "netns", "add", name)
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "-n", name, "link", "add", "br0", "type", "bridge")
+        run("ip", "-n", name, "link", "set", "br0", "up")
+        run("ip", "-n", name, "addr", "add", f"192.168.{number}.254/24", "dev", "br0")
+        run("ip", "-n", name, "addr", "add", f"fd60:{number}::fe/64", "dev", "br0", "nodad")
+        if number != 60:
+            self._connect(name, number)
+        return name
 
-    def machine(self) -> Machine:
-        made = Machine(self, len(self.machines) + 1)
+    def _connect(self, name: str, number: int) -> None:
+        """Let the first segment's namespace route to this one."""
+        run(
+            "ip",
+            "link",
+            "add",
+            f"up{number}",
+            "netns",
+            self.switch,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "up0",
+            "netns",
+            name,
+        )
+        for namespace, device, own, peer, to in (
+            (self.switch, f"up{number}", "1", "2", number),
+            (name, "up0", "2", "1", 60),
+        ):
+            run("ip", "-n", namespace, "link", "set", device, "up")
+            run("ip", "-n", namespace, "addr", "add", f"172.16.{number}.{own}/30", "dev", device)
+            run("ip", "-n", namespace, "route", "add", f"192.168.{to}.0/24", "via", f"172.16.{number}.{peer}")
+            run("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+
+    def configure(self, config: dict[str, Any], prefix: str = PREFIX) -> None:
+        self.etcd.client("put", f"{prefix}/config", json.dumps(config))
+
+    def machine(self, segment: int = 60, beside: Machine | None = None) -> Machine:
+        self._made += 1
+        made = Machine(self, self._made, segment=segment, beside=beside)
         self.machines.append(made)
         return made
 
-    def close(self) -> None:
-        for machine in self.machines:
-            if machine.process is not None:
-                machine.process.kill()
-                machine.process.wait(10)
+    def remove(self, machine: Machine) -> None:
+        """Kill a machine's daemon, and take its namespace away with the last of its daemons."""
+        if machine.process is not None:
+            machine.process.kill()
+            machine.process.wait(10)
+            machine.process = None
+        self.machines.remove(machine)
+        if all(one.namespace != machine.namespace for one in self.machines):
             run("ip", "netns", "del", machine.namespace, check=False)
+
+    def close(self) -> None:
+        for machine in list(self.machines):
+            self.remove(machine)
         if hasattr(self, "etcd"):
             self.etcd.stop()
-        run("ip", "netns", "del", self.switch, check=False)
+        for name in self._segments.values():
+            run("ip", "netns", "del", name, check=False)
+
+
+class Network:
+    """A network of its own below a prefix of its own, in a lab that others use as well."""
+
+    def __init__(self, lab: Lab, name: str, config: dict[str, Any]) -> None:
+        self.lab, self.prefix = lab, f"/{name}"
+        self.machines: list[Machine] = []
+        lab.configure(config, self.prefix)
+
+    def configure(self, config: dict[str, Any]) -> None:
+        self.lab.configure(config, self.prefix)
+
+    def machine(self, *flags: str, segment: int = 60, beside: Machine | None = None) -> Machine:
+        """A machine whose daemon is not started yet."""
+        made = self.lab.machine(segment, beside)
+        made.prefix, made.flags = self.prefix, flags
+        self.machines.append(made)
+        return made
+
+    def started(self, count: int, *flags: str) -> list[Machine]:
+        """Machines whose daemons are ready, each with a bridge."""
+        machines = [self.machine(*flags) for _ in range(count)]
+        for machine in machines:
+            machine.start()
+            machine.bridge_up()
+        return machines
+
+    def keys(self) -> dict[str, str]:
+        """Return value by the last part of the key of all leases."""
+        items = self.lab.etcd.client("list", f"{self.prefix}/subnets/")[1]
+        return {item[0].rsplit("/", 1)[1]: item[1] for item in items}
+
+    def close(self) -> None:
+        for machine in self.machines:
+            assert "Traceback" not in machine.log, machine.log
+            self.lab.remove(machine)
 
 
 @contextmanager
@@ -364,3 +491,23 @@ def lab(directory: Path, tools: Tools, pyz: Path) -> Iterator[Lab]:
         yield made
     finally:
         made.close()
+
+
+def every_pair_pings(machines: list[Machine], size: int = 56) -> None:
+    """Every machine's bridge address reaches every other's, both IP versions where there are two.
+
+    The first packet may be lost while the machines learn each other's MACs.
+    """
+    for machine in machines:
+        for peer in machines:
+            if peer is machine:
+                continue
+            pairs = [(machine.gateway, peer.gateway)]
+            if "FLANNEL_IPV6_SUBNET" in machine.env:
+                pairs.append((str(machine.subnet6.network_address + 1), str(peer.subnet6.network_address + 1)))
+            for source, target in pairs:
+                until(
+                    3,
+                    lambda m=machine, s=source, t=target: " 0% packet loss" in m.pings(s, t, "-s", str(size)),
+                    lambda m=machine, s=source, t=target: f"{s} -> {t}\n{m.ip('route')}{m.fdb()}{m.log[-2000:]}",
+                )

@@ -32,6 +32,13 @@ def path(here: diagnose.Place, there: diagnose.Place, mac: str, their_mac: str) 
     }
 
 
+def direct(paths: dict[str, Any]) -> None:
+    """As host-gw routes: no device, and the other machine is the gateway."""
+    for name, there in (("a", B), ("b", A)):
+        paths[name].update(links=[], neighbours=[], fdb=[])
+        paths[name]["routes"][there.pod] = [{"dst": there.pod, "gateway": there.address, "dev": "eth0"}]
+
+
 def explain(change: Callable[[dict[str, Any]], object], *, lost: set[tuple[str, str]] | None = None) -> str:
     paths = {"a": path(A, B, "aa", "bb"), "b": path(B, A, "bb", "aa")}
     change(paths)
@@ -42,8 +49,13 @@ def explain(change: Callable[[dict[str, Any]], object], *, lost: set[tuple[str, 
     ("change", "said"),
     [
         (lambda p: p["a"].update(links=[]), "a: runtime: there is no flannel device"),
+        (
+            lambda p: [direct(p), p["a"]["routes"].update({B.pod: [{"gateway": "192.0.2.9"}]})],
+            "a: runtime: there is no",
+        ),
+        (lambda p: [direct(p), p["b"].update(forwarding="0")], "b: rule: net.ipv4.ip_forward is 0"),
         (lambda p: p["a"]["links"][0].update(flags=[]), "a: runtime: flannel.1 is down"),
-        (lambda p: p["a"]["routes"].update({B.pod: []}), "a: route: there is none to 10.244.2.2"),
+        (lambda p: p["a"]["routes"].update({B.pod: []}), "a: route: ip route get 10.244.2.2 finds none"),
         (lambda p: p["a"]["routes"].update({B.pod: [{"dev": "eth0"}]}), "leads to eth0, not to flannel.1"),
         (lambda p: p["a"].update(neighbours=[]), "a: neighbour: flannel.1 has no entry for 10.244.2.0"),
         (lambda p: p["a"]["neighbours"][0].update(lladdr="cc"), "has cc on flannel.1, the device of b has bb"),

@@ -3,13 +3,27 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flanneld.config import Address, Network, parse_config, vxlan_config
 from flanneld.errors import ConfigError
+from flanneld.subnet.config import NetworkConfig, Pool, flag, number, parse_config, words
 
 
 def config(**keys: object) -> str:
     return json.dumps({"Network": "10.3.0.0/16", "Backend": {"Type": "vxlan"}, **keys})
+
+
+def ipv4(text: str) -> Pool:
+    pool = parse_config(text).ipv4
+    assert pool is not None
+    return pool
+
+
+def ipv6(**keys: object) -> Pool:
+    pool = parse_config(config(EnableIPv6=True, **keys)).ipv6
+    assert pool is not None
+    return pool
 
 
 @pytest.mark.parametrize(
@@ -23,64 +37,122 @@ def config(**keys: object) -> str:
     ],
 )
 def test_defaults_follow_from_the_network(network: str, length: int, first: str, last: str, count: int) -> None:
-    parsed = parse_config(config(Network=network))
-    assert parsed.subnet_len == length
-    assert (parsed.subnet_min, parsed.subnet_max) == (Address(first), Address(last))
-    assert len(list(parsed.subnets())) == count
+    pool = ipv4(config(Network=network))
+    assert pool.subnet_len == length
+    assert (str(pool.subnet_min), str(pool.subnet_max)) == (first, last)
+    assert len(list(pool.subnets())) == count
+
+
+@pytest.mark.parametrize(
+    ("network", "length", "first", "last"),
+    [
+        ("fc00::/48", 64, "fc00:0:0:1::", "fc00:0:0:ffff::"),
+        ("fc00::/63", 65, "fc00::8000:0:0:0", "fc00:0:0:1:8000::"),
+        ("fc00::/124", 126, "fc00::4", "fc00::c"),
+    ],
+)
+def test_defaults_of_ipv6(network: str, length: int, first: str, last: str) -> None:
+    pool = ipv6(IPv6Network=network)
+    assert pool.subnet_len == length
+    assert (str(pool.subnet_min), str(pool.subnet_max)) == (first, last)
+
+
+def test_families_can_be_alone_and_together() -> None:
+    both = parse_config(config(EnableIPv6=True, IPv6Network="fc00::/48"))
+    assert set(both.pools) == set(both.networks) == {4, 6}
+    assert set(parse_config(config(IPv6Network="fc00::/48")).pools) == {4}
+    alone = parse_config(config(Network="", EnableIPv4=False, EnableIPv6=True, IPv6Network="fc00::/48"))
+    assert set(alone.pools) == {6}
 
 
 def test_keys_match_in_any_case_and_unknown_ones_are_ignored() -> None:
-    parsed = parse_config('{"network":"10.3.0.0/16","subnetLEN":26,"x":1,"BACKEND":{"type":"VXLAN","vni":7}}')
-    assert (parsed.network, parsed.subnet_len, parsed.backend_type) == (Network("10.3.0.0/16"), 26, "vxlan")
-    assert vxlan_config(parsed).vni == 7
+    text = '{"network":"10.3.0.0/16","subnetLEN":26,"x":1,"BACKEND":{"type":"VXLAN","vni":7},"enableNFTables":true}'
+    parsed = parse_config(text)
+    assert (str(parsed.networks[4]), ipv4(text).subnet_len) == ("10.3.0.0/16", 26)
+    assert (parsed.backend_type, parsed.backend["vni"], parsed.nftables) == ("vxlan", 7, True)
 
 
 def test_without_a_backend_it_is_udp() -> None:
     assert parse_config('{"Network":"10.3.0.0/16"}').backend_type == "udp"
 
 
+def test_what_a_pool_permits_is_what_it_yields() -> None:
+    pool = ipv4(config(Network="10.3.0.0/20", SubnetMin="10.3.2.0", SubnetMax="10.3.9.0"))
+    assert all(pool.permits(subnet) for subnet in pool.subnets())
+    outside = ("10.3.0.0/16", "10.3.1.0/24", "10.3.10.0/24", "10.3.4.0/25", "10.3.4.0/23")
+    assert not any(pool.permits(ipv4(config(Network=network)).network) for network in outside)
+
+
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "said"),
     [
         ("nonsense", "not JSON"),
+        ("[" * 100000, "not JSON"),
+        (config(SubnetLen=[]), "SubnetLen is []"),
         ("[]", "not a JSON object"),
         ("{}", "Network is null"),
         (config(Network="0.0.0.0/0"), '"0.0.0.0/0"'),
         (config(Network="10.3.0.0"), '"10.3.0.0"'),
+        (config(Network="fc00::/48"), '"fc00::/48"'),
         (config(Network="10.3.0.0/29"), "too small"),
         (config(SubnetLen=31), "SubnetLen is 31"),
         (config(SubnetLen=17), "four subnets"),
         (config(SubnetLen="24"), 'SubnetLen is "24"'),
+        (config(SubnetLen=True), "SubnetLen is true"),
         (config(SubnetMin="10.4.0.0"), "SubnetMin 10.4.0.0 is not in the range"),
         (config(SubnetMax="10.3.9.7"), "the subnet there is 10.3.9.0/24"),
         (config(SubnetMin="10.3.9.0", SubnetMax="10.3.8.0"), "above SubnetMax"),
         (config(SubnetMin=5), "SubnetMin"),
-        (config(EnableIPv6=True, IPv6Network="fc00::/48"), "IPv6"),
+        (config(EnableIPv6=True), "IPv6Network is null"),
+        (config(EnableIPv6=True, IPv6Network="10.3.0.0/16"), 'IPv6Network is "10.3.0.0/16"'),
+        (config(EnableIPv6=True, IPv6Network="fc00::/126"), "too small"),
+        (config(EnableIPv6=True, IPv6Network="fc00::/48", IPv6SubnetLen=127), "IPv6SubnetLen is 127"),
+        (config(EnableIPv6=True, IPv6Network="fc00::/48", IPv6SubnetMin="fd00::"), "IPv6SubnetMin fd00:: is not in"),
+        (config(EnableIPv6=True, IPv6Network="fc00::/48", IPv6SubnetMax="fc00::1"), "IPv6SubnetMax fc00::1 is not on"),
         (config(EnableIPv4=False), "EnableIPv4"),
         (config(EnableIPv6="yes"), '"yes"'),
         (config(Backend={}), "Type"),
         (config(Backend="vxlan"), "not an object"),
+        (config(Backend={"Type": 7}), "Type 7"),
     ],
 )
-def test_errors_name_the_key_and_the_value(text: str, words: str) -> None:
+def test_errors_name_the_key_and_the_value(text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text)
-    assert words in str(caught.value)
+    assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"VNI": 0}, {"VNI": "1"}, {"Port": 70000}, {"MTU": 100}, {"Learning": "no"}, {"DirectRouting": True}],
+def test_settings_of_backends() -> None:
+    keys = {"port": 8472, "learning": False, "psk": "x", "none": None}
+    assert number(keys, "Port", 1, 0, 65535) == 8472
+    assert number(keys, "None", 5, 0, 9) == 5
+    assert flag(keys, "Learning", default=True) is False
+    assert words(keys, "PSK") == "x"
+    for function, name in ((number, "Learning"), (number, "PSK")):
+        with pytest.raises(ConfigError, match=name):
+            function(keys, name, 1, 0, 5)
+    with pytest.raises(ConfigError, match="Port is 8472"):
+        number(keys, "Port", 1, 0, 100)
+    with pytest.raises(ConfigError, match="Port"):
+        flag(keys, "Port")
+    with pytest.raises(ConfigError, match="Port"):
+        words(keys, "Port")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["10.3.0.0/16", "fc00::/48"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
 )
-def test_bad_vxlan_settings(settings: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings))):
-        vxlan_config(parse_config(config(Backend={"Type": "vxlan", **settings})))
+_KEYS = ("Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "SubnetLen", "SubnetMin", "SubnetMax", "Backend")
 
 
-def test_other_backends_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'host-gw' is not supported yet"):
-        vxlan_config(parse_config(config(Backend={"Type": "Host-GW"})))
-
-
-def test_vxlan_defaults() -> None:
-    assert vxlan_config(parse_config(config(Backend={"Type": "vxlan"}))) == (1, 8472, None, False, False)
+@given(st.dictionaries(st.sampled_from(_KEYS), _JSON))
+def test_whatever_it_says_it_is_taken_or_refused_in_words(raw: dict[str, object]) -> None:
+    try:
+        parsed = parse_config(json.dumps(raw))
+    except ConfigError:
+        return
+    assert isinstance(parsed, NetworkConfig)
+    for pool in parsed.pools.values():
+        assert pool.permits(next(iter(pool.subnets())))

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import pytest
+import ipaddress
 
-from flanneld.backend_vxlan import Underlay, VxlanBackend, random_mac
-from flanneld.config import parse_config
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flanneld.dataplane import (
     AddAddress,
-    Address,
     CreateDevice,
     DeleteDevice,
     Desired,
-    Device,
     Found,
     FoundDevice,
-    Interface,
-    Network,
+    FoundRoute,
+    Ownership,
     PutForwarding,
     PutNeighbour,
     PutRoute,
@@ -24,38 +24,53 @@ from flanneld.dataplane import (
     RemoveRoute,
     Route,
     SetDevice,
+    Step,
+    Tun,
+    Vxlan,
+    delta,
+    ours,
     plan,
 )
-from flanneld.subnet import Attributes, Lease
 
-DEVICE = Device("flannel.1", 1, "eth0", Address("192.168.60.1"), 8472, 1450, "2a:00:00:00:00:01")
-PEER_MAC, PEER = "2a:00:00:00:00:02", Address("192.168.60.2")
-GATEWAY, SUBNET = Address("10.5.52.0"), Network("10.5.52.0/24")
+DEVICE = Vxlan("flannel.1", 1450, 1, "eth0", "192.168.60.1", 8472, "2a:00:00:00:00:01")
+NAME = DEVICE.name
+OWNERSHIP = Ownership({4: ipaddress.ip_network("10.5.0.0/16")}, "eth0", {4: 24})
+PEER_MAC, PEER = "2a:00:00:00:00:02", "192.168.60.2"
+GATEWAY, SUBNET = "10.5.52.0", "10.5.52.0/24"
+ROUTE = Route(SUBNET, NAME, GATEWAY, onlink=True)
 DESIRED = Desired(
-    DEVICE,
-    Network("10.5.0.0/16"),
-    frozenset({Interface("10.5.66.0/32")}),
-    {GATEWAY: PEER_MAC},
-    {PEER_MAC: PEER},
-    {SUBNET: GATEWAY},
+    OWNERSHIP,
+    (DEVICE,),
+    {NAME: frozenset({"10.5.66.0/32"})},
+    {(NAME, GATEWAY): PEER_MAC},
+    {(NAME, PEER_MAC): PEER},
+    {SUBNET: ROUTE},
 )
 HAVE = FoundDevice(4, "vxlan", DEVICE.mac, 1450, up=True, vni=1, parent_matches=True, local=DEVICE.local, port=8472)
 COMPLETE = Found(
-    HAVE,
-    frozenset({Interface("10.5.66.0/32")}),
-    {GATEWAY: PEER_MAC},
-    frozenset({(PEER_MAC, PEER)}),
-    frozenset({Route(SUBNET, GATEWAY, onlink=True, by_boot=True)}),
+    {NAME: HAVE},
+    {NAME: frozenset({"10.5.66.0/32"})},
+    {(NAME, GATEWAY): PEER_MAC},
+    frozenset({(NAME, PEER_MAC, PEER)}),
+    (FoundRoute(ROUTE, by_boot=True),),
 )
-PEER_STEPS = [PutNeighbour(GATEWAY, PEER_MAC), PutForwarding(PEER_MAC, PEER), PutRoute(SUBNET, GATEWAY)]
+PEER_STEPS = [PutNeighbour(NAME, GATEWAY, PEER_MAC), PutForwarding(NAME, PEER_MAC, PEER), PutRoute(ROUTE)]
+REMOVALS = [RemoveRoute(ROUTE), RemoveNeighbour(NAME, GATEWAY, PEER_MAC), RemoveForwarding(NAME, PEER_MAC, PEER)]
+
+
+def found_route(
+    destination: str, device: str, gateway: str = "", *, onlink: bool = False, boot: bool = True
+) -> FoundRoute:
+    return FoundRoute(Route(destination, device, gateway, onlink), boot)
 
 
 def test_nothing_to_do() -> None:
     assert plan(DESIRED, COMPLETE) == []
+    assert delta(DESIRED, DESIRED) == []
 
 
 def test_from_nothing_the_route_comes_last() -> None:
-    assert plan(DESIRED, Found(None)) == [CreateDevice(DEVICE), AddAddress(Interface("10.5.66.0/32")), *PEER_STEPS]
+    assert plan(DESIRED, Found()) == [CreateDevice(DEVICE), AddAddress(NAME, "10.5.66.0/32"), *PEER_STEPS]
 
 
 @pytest.mark.parametrize(
@@ -71,83 +86,165 @@ def test_from_nothing_the_route_comes_last() -> None:
     ],
 )
 def test_an_incompatible_device_is_made_anew_with_everything_on_it(change: dict[str, object]) -> None:
-    steps = plan(DESIRED, COMPLETE._replace(device=HAVE._replace(**change)))
+    steps = plan(DESIRED, COMPLETE._replace(devices={NAME: HAVE._replace(**change)}))
     assert isinstance(steps[0], DeleteDevice)
-    assert steps[1:] == plan(DESIRED, Found(None))
+    assert steps[1:] == plan(DESIRED, Found())
 
 
 @pytest.mark.parametrize("change", [{"mac": PEER_MAC}, {"mtu": 1400}, {"up": False}, {"learning": True}])
 def test_a_changed_device_is_set_right_in_place(change: dict[str, object]) -> None:
-    assert plan(DESIRED, COMPLETE._replace(device=HAVE._replace(**change))) == [SetDevice(DEVICE)]
+    assert plan(DESIRED, COMPLETE._replace(devices={NAME: HAVE._replace(**change)})) == [SetDevice(DEVICE)]
 
 
 def test_entries_of_a_departed_peer_go_route_first() -> None:
     gone = DESIRED._replace(neighbours={}, forwarding={}, routes={})
-    assert plan(gone, COMPLETE) == [
-        RemoveRoute(SUBNET, GATEWAY),
-        RemoveNeighbour(GATEWAY, PEER_MAC),
-        RemoveForwarding(PEER_MAC, PEER),
-    ]
+    assert plan(gone, COMPLETE) == REMOVALS
+    assert delta(DESIRED, gone) == REMOVALS
+
+
+def test_a_new_peer_costs_three_steps_without_a_look() -> None:
+    assert delta(DESIRED._replace(neighbours={}, forwarding={}, routes={}), DESIRED) == PEER_STEPS
 
 
 def test_a_peer_that_moved_is_followed() -> None:
-    moved = DESIRED._replace(forwarding={PEER_MAC: Address("192.168.60.8")})
-    assert plan(moved, COMPLETE) == [
-        RemoveForwarding(PEER_MAC, PEER),
-        PutForwarding(PEER_MAC, Address("192.168.60.8")),
-    ]
+    moved = DESIRED._replace(forwarding={(NAME, PEER_MAC): "192.168.60.8"})
+    steps = [RemoveForwarding(NAME, PEER_MAC, PEER), PutForwarding(NAME, PEER_MAC, "192.168.60.8")]
+    assert plan(moved, COMPLETE) == steps
+    assert delta(DESIRED, moved) == steps
+
+
+def test_a_route_of_ours_that_leads_elsewhere_is_replaced() -> None:
+    direct = Route(SUBNET, "eth0", PEER)
+    there = DESIRED._replace(routes={SUBNET: direct}, neighbours={}, forwarding={})
+    assert PutRoute(direct, replaces=True) in plan(there, COMPLETE)
+    assert delta(DESIRED, there) == [*REMOVALS[1:], PutRoute(direct, replaces=True)]
+
+
+def test_a_foreign_route_is_not_replaced() -> None:
+    foreign = found_route(SUBNET, "eth0", PEER, boot=False)
+    assert plan(DESIRED, COMPLETE._replace(routes=(foreign,))) == [PutRoute(ROUTE, replaces=False)]
+
+
+def test_another_device_or_network_needs_a_look() -> None:
+    assert delta(DESIRED, DESIRED._replace(devices=(DEVICE._replace(mtu=1400),))) is None
+    wider = OWNERSHIP._replace(networks={4: ipaddress.ip_network("10.4.0.0/15")})
+    assert delta(DESIRED, DESIRED._replace(ownership=wider)) is None
 
 
 def test_foreign_things_stay() -> None:
     foreign = COMPLETE._replace(
-        addresses=COMPLETE.addresses | {Interface("172.30.0.1/24")},
-        neighbours={**COMPLETE.neighbours, Address("172.30.0.2"): PEER_MAC},
-        forwarding=COMPLETE.forwarding | {("00:00:00:00:00:00", Address("192.168.60.7"))},
-        routes=COMPLETE.routes
-        | {
-            Route(Network("172.31.0.0/16"), None, onlink=False, by_boot=True),
-            Route(Network("10.5.9.0/24"), None, onlink=False, by_boot=False),
-        },
+        addresses={NAME: COMPLETE.addresses[NAME] | {"172.30.0.1/24"}},
+        neighbours={**COMPLETE.neighbours, (NAME, "172.30.0.2"): PEER_MAC},
+        forwarding=COMPLETE.forwarding | {(NAME, "00:00:00:00:00:00", "192.168.60.7")},
+        routes=(
+            *COMPLETE.routes,
+            found_route("172.31.0.0/16", NAME),
+            found_route("10.5.9.0/24", NAME, boot=False),
+            found_route("10.5.9.0/25", "eth0", PEER),
+            found_route("10.5.8.0/24", "eth0"),
+            found_route("10.6.8.0/24", "eth0", PEER),
+            found_route("0.0.0.0/0", "eth0", "192.168.60.254"),
+        ),
     )
     assert plan(DESIRED, foreign) == []
 
 
 def test_stale_things_of_ours_go() -> None:
+    through_itself = found_route("10.9.1.0/24", NAME, "10.9.1.0", onlink=True)
+    of_host_gw = found_route("10.5.7.0/24", "eth0", PEER)
     stale = COMPLETE._replace(
-        addresses=COMPLETE.addresses | {Interface("10.5.9.0/32")},
-        routes=COMPLETE.routes | {Route(Network("10.9.1.0/24"), Address("10.9.1.0"), onlink=True, by_boot=True)},
+        addresses={NAME: COMPLETE.addresses[NAME] | {"10.5.9.0/32"}},
+        routes=(*COMPLETE.routes, through_itself, of_host_gw),
     )
     assert plan(DESIRED, stale) == [
-        RemoveAddress(Interface("10.5.9.0/32")),
-        RemoveRoute(Network("10.9.1.0/24"), Address("10.9.1.0")),
+        RemoveAddress(NAME, "10.5.9.0/32"),
+        RemoveRoute(of_host_gw.route),
+        RemoveRoute(through_itself.route),
     ]
 
 
-def backend() -> VxlanBackend:
-    config = parse_config('{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}')
-    return VxlanBackend(config, Underlay("eth0", Address("192.168.60.1"), 1500))
+def test_a_tun_is_waited_for_and_then_set_up() -> None:
+    tun = Tun("flannel0", 1472)
+    route = Route("10.5.0.0/16", "flannel0")
+    desired = Desired(OWNERSHIP, (tun,), {"flannel0": frozenset({"10.5.66.0/32"})}, routes={route.destination: route})
+    assert plan(desired, Found()) == []
+    there = Found({"flannel0": FoundDevice(7, "tun", "", 1500, up=False)})
+    assert plan(desired, there) == [SetDevice(tun), AddAddress("flannel0", "10.5.66.0/32"), PutRoute(route)]
 
 
-def lease(number: int, mac: str, kind: str = "vxlan") -> Lease:
-    data = {"VNI": 1, "VtepMAC": mac}
-    return Lease(Network(f"10.5.{number}.0/24"), Attributes(Address(f"192.168.60.{number}"), kind, data), 1, 1)
+@pytest.mark.parametrize(
+    ("route", "owned"),
+    [
+        (found_route("10.5.7.0/24", NAME, "10.5.7.0", onlink=True), True),
+        (found_route("10.5.7.0/24", "flannel.9", "10.5.7.0", onlink=True), True),
+        (found_route("10.5.7.0/24", "eth0", PEER), True),
+        (found_route("10.5.7.0/24", "eth1", PEER), False),
+        (found_route("10.5.7.0/24", "cni0"), False),
+        (found_route("10.5.7.0/24", "eth0", PEER, boot=False), False),
+        (found_route("fd00::/64", "eth0", "fd01::1"), False),
+    ],
+)
+def test_which_route_in_the_way_may_be_replaced(route: FoundRoute, *, owned: bool) -> None:
+    assert ours(route, OWNERSHIP, [NAME]) is owned
 
 
-def test_the_overlay_follows_from_the_leases() -> None:
-    made = backend()
-    made.choose_mac(DEVICE.mac, {}, DEVICE.local)
-    leases = [lease(66, DEVICE.mac), lease(52, PEER_MAC.upper()), lease(53, "2a:00:00:00:00:03", "host-gw")]
-    leases += [lease(54, PEER_MAC), lease(55, "nonsense")]
-    desired = made.desired(Network("10.5.66.0/24"), leases)
-    assert desired == DESIRED._replace(forwarding={PEER_MAC: Address("192.168.60.52")})
-    assert (made.mtu, made.data()) == (1450, {"VNI": 1, "VtepMAC": DEVICE.mac})
+ADDRESSES = st.integers(0, 255)
+PEERS = st.dictionaries(ADDRESSES, st.tuples(st.integers(1, 9), st.booleans()), max_size=6)
 
 
-def test_the_mac_is_kept_unless_another_machine_has_it() -> None:
-    made, own = backend(), Address("192.168.60.66")
-    leases = {"a": lease(66, DEVICE.mac), "b": lease(52, PEER_MAC)}
-    made.choose_mac(None, leases, own)
-    assert made.data()["VtepMAC"] == DEVICE.mac
-    made.choose_mac(PEER_MAC, {"b": lease(52, PEER_MAC)}, own)
-    assert made.data()["VtepMAC"] not in {PEER_MAC, DEVICE.mac}
-    assert int(random_mac()[:2], 16) & 3 == 2
+def desired_of(peers: dict[int, tuple[int, bool]]) -> Desired:
+    neighbours, forwarding, routes = {}, {}, {}
+    for third, (host, direct) in peers.items():
+        first, mac, machine = f"10.5.{third}.0", f"2a:00:00:00:01:{third:02x}", f"192.168.60.{host}"
+        if direct:
+            routes[f"{first}/24"] = Route(f"{first}/24", "eth0", machine)
+            continue
+        neighbours[NAME, first] = mac
+        forwarding[NAME, mac] = machine
+        routes[f"{first}/24"] = Route(f"{first}/24", NAME, first, onlink=True)
+    return DESIRED._replace(neighbours=neighbours, forwarding=forwarding, routes=routes)
+
+
+def found_of(desired: Desired) -> Found:
+    return Found(
+        {NAME: HAVE},
+        desired.addresses,
+        desired.neighbours,
+        frozenset((*key, machine) for key, machine in desired.forwarding.items()),
+        tuple(FoundRoute(route, by_boot=True) for route in desired.routes.values()),
+    )
+
+
+def taken(found: Found, steps: list[Step]) -> Found:
+    """What the kernel has after the steps."""
+    neighbours, forwarding = dict(found.neighbours), set(found.forwarding)
+    routes = {one.route.destination: one for one in found.routes}
+    for step in steps:
+        match step:
+            case PutNeighbour(device, address, mac):
+                neighbours[device, address] = mac
+            case RemoveNeighbour(device, address, _):
+                del neighbours[device, address]
+            case PutForwarding():
+                forwarding -= {one for one in forwarding if one[:2] == step[:2]}
+                forwarding.add(tuple(step))
+            case RemoveForwarding():
+                forwarding.remove(tuple(step))
+            case PutRoute(route, replaces):
+                assert replaces or route.destination not in routes
+                routes[route.destination] = FoundRoute(route, by_boot=True)
+            case RemoveRoute(route):
+                assert routes.pop(route.destination).route == route
+            case _:
+                pytest.fail(f"not expected here: {step}")
+    return found._replace(neighbours=neighbours, forwarding=frozenset(forwarding), routes=tuple(routes.values()))
+
+
+@given(PEERS, PEERS)
+def test_from_any_overlay_to_any_other(before: dict[int, tuple[int, bool]], after: dict[int, tuple[int, bool]]) -> None:
+    old, new = desired_of(before), desired_of(after)
+    by_look = taken(found_of(old), plan(new, found_of(old)))
+    assert plan(new, by_look) == []
+    steps = delta(old, new)
+    assert steps is not None
+    assert plan(new, taken(found_of(old), steps)) == []

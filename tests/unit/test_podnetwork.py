@@ -13,7 +13,13 @@ def problems(**values: Any) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "backend", [{"Type": "vxlan"}, {"type": "VXLAN", "vni": 42, "PORT": 4789}, {"Type": "vxlan", "MTU": 9000}]
+    "backend",
+    [
+        {"Type": "vxlan"},
+        {"type": "VXLAN", "vni": 42, "PORT": 4789},
+        {"Type": "vxlan", "MTU": 9000},
+        {"Type": "host-gw"},
+    ],
 )
 def test_what_flanneld_takes(backend: dict[str, Any]) -> None:
     assert problems(flannel_backend=backend, flannel_etcd_prefix="/kubewright/network-2") == []
@@ -22,9 +28,9 @@ def test_what_flanneld_takes(backend: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        ({"Type": "host-gw"}, "the backend 'host-gw' is not supported yet (use \"vxlan\")"),
+        ({"Type": "host-gwy"}, "there is no backend 'host-gwy' (did you mean 'host-gw'?)"),
         ({}, "Backend has the Type"),
-        ({"Type": "vxlan", "DirectRouting": True}, "DirectRouting is not supported yet"),
+        ({"Type": "vxlan", "DirectRouting": "yes"}, 'DirectRouting is "yes"'),
         ({"Type": "vxlan", "MTU": 100}, "Backend.MTU is 100"),
         ({"Type": "vxlan", "VNI": 1 << 24}, "VNI is 16777216 (use a number from 1 to 16777215)"),
         ({"Type": "vxlan", "Port": "4789"}, 'Port is "4789"'),
@@ -52,3 +58,11 @@ def test_prefixes_that_flanneld_would_read_as_others(prefix: str) -> None:
 
 def test_wrong_types_are_not_its_business() -> None:
     assert problems(flannel_backend="vxlan", flannel_etcd_prefix=7) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "address"),
+    [(None, "10.244.7.0"), ({"type": "UDP"}, "10.244.7.0"), ({"Type": "host-gw"}, "10.244.7.1")],
+)
+def test_the_address_that_answers_for_a_machine(backend: dict[str, Any] | None, address: str) -> None:
+    assert podnetwork.flannel_address("10.244.7.9", 24, backend) == address

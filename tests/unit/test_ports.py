@@ -20,6 +20,8 @@ def test_a_firewall_opens_what_others_must_reach_and_nothing_else() -> None:
     assert "4789/udp" in node
     assert "4789/udp" in ports.firewall(cluster.machine("node01"), 6443, {"type": "vxlan", "port": 4789})
     assert "8472/udp" in ports.firewall(cluster.machine("node01"), 6443, {"Type": "vxlan", "Port": 0})
+    assert "8285/udp" in ports.firewall(cluster.machine("node01"), 6443, {"Type": "UDP"})
+    assert not [port for port in ports.firewall(cluster.machine("node01"), 6443, {"Type": "host-gw"}) if port[0] == "8"]
     assert "10248/tcp" not in node
     assert node.count("10250/tcp") == 1
     assert node[-1] == "9100/tcp"

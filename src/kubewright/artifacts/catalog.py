@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from kubewright import pyz
 from kubewright.artifacts import debian, elf, images, kubernetes_build, kubernetes_version
 from kubewright.artifacts.download import check_address
 from kubewright.artifacts.heartbeat import Heartbeat
@@ -214,7 +215,6 @@ class Catalog:
             )
 
     def _flanneld(self, entry: Entry) -> None:
-        from kubewright import pyz  # noqa: PLC0415 - imports flanneld's dependencies, which only this one needs
 
         with self._store.scratch.directory() as directory, pyz.build_flanneld(directory / FLANNELD).open("rb") as built:
             self._store.add(self.key(entry.name), built)
@@ -294,11 +294,7 @@ def _file_name(artifact: str) -> str:
 
 def flanneld_version() -> str:
     """kubewright's version with a digest of what goes into the daemon's file."""
-    digest = hashlib.sha256(metadata.version("pyroute2").encode())
-    source = Path(__file__).parent.parent
-    for path in [source / "pyz.py", *sorted((source.parent / "flanneld").rglob("*.py"))]:
-        digest.update(path.name.encode() + path.read_bytes())
-    return f"{metadata.version('kubewright')}-{digest.hexdigest()[:8]}"
+    return f"{metadata.version('kubewright')}-{pyz.recipe()[:8]}"
 
 
 def ensure(names: Collection[str], settings: Settings, progress: Progress) -> dict[str, Artifact]:

@@ -1,0 +1,1 @@
+"""Clients of etcd's two APIs, with nothing but the standard library."""

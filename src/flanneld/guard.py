@@ -1,0 +1,58 @@
+"""The thread that keeps the traffic rules as they should be."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable
+
+from flanneld.errors import RulesError
+from flanneld.log import Repeated, logger
+from flanneld.rules.bridge import check_bridge_netfilter
+from flanneld.rules.engine import Rules
+from flanneld.rules.spec import RuleSpec
+
+
+class RulesGuard(threading.Thread):
+    """Checks the rules every `every` seconds and when told to; `trouble` is empty while they are as they should be.
+
+    `bridged`: whether the rules see traffic between pods of this machine only through br_netfilter. `changed` is
+    called from this thread whenever `trouble` has changed.
+    """
+
+    def __init__(
+        self, rules: Rules, spec: RuleSpec, every: float, changed: Callable[[], None], *, bridged: bool
+    ) -> None:
+        super().__init__(name="rules", daemon=True)
+        self._rules = rules
+        self._bridged = bridged
+        self._spec = spec
+        self._every = every
+        self._changed = changed
+        self._told = threading.Event()
+        self.trouble = "the traffic rules are not set yet"
+
+    def follow(self, spec: RuleSpec) -> None:
+        """Have other rules from now on."""
+        self._spec = spec
+        self._told.set()
+
+    def run(self) -> None:
+        """Check for ever."""
+        repeated = Repeated()
+        while True:
+            self._told.clear()
+            before = self.trouble
+            try:
+                for wrong in self._rules.ensure(self._spec):
+                    logger.info("traffic rules: %s; set anew", wrong)
+                self.trouble = check_bridge_netfilter(self._spec.networks) if self._bridged else ""
+                if self.trouble:
+                    repeated.warn(self.trouble)
+                else:
+                    repeated.clear("the traffic rules are in place again")
+            except RulesError as error:
+                self.trouble = str(error)
+                repeated.warn(f"the traffic rules cannot be set, trying again: {error}")
+            if self.trouble != before:
+                self._changed()
+            self._told.wait(self._every)

@@ -1,0 +1,1 @@
+"""The kernel's network: the only package that speaks netlink."""

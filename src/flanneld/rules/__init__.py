@@ -1,0 +1,1 @@
+"""Masquerading and forwarding rules: what they are, and the engines that keep them, iptables and nftables."""

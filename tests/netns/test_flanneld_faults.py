@@ -1,0 +1,324 @@
+"""What goes wrong around a daemon: it says so once, keeps the network, and heals."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flannel_lab import ETCD_ADDRESS, Machine, Network, every_pair_pings, until
+from test_flanneld_backends import acquainted
+
+Networks = Callable[[dict[str, Any]], Network]
+CONFIG = {"Network": "10.81.0.0/16", "Backend": {"Type": "vxlan"}}
+
+
+def said(machine: Machine, words: str, seconds: float = 10) -> None:
+    until(seconds, lambda: words in machine.log, lambda: f"{words!r} is said by\n{machine.log}")
+
+
+def key_of(net: Network, name: str) -> str:
+    return f"{net.prefix}/subnets/{name}"
+
+
+def test_eight_that_start_at_once_are_a_full_mesh(network: Networks) -> None:
+    net = network(CONFIG)
+    machines = [net.machine() for _ in range(8)]
+    for machine in machines:
+        machine.start(wait=False)
+    for machine in machines:
+        until(30, machine.subnet_file.exists, lambda m=machine: m.log)
+        machine.bridge_up()
+    assert len({machine.subnet for machine in machines}) == 8
+    acquainted(machines)
+    every_pair_pings(machines)
+
+
+def test_no_configuration_is_said_once_and_waited_for(network: Networks) -> None:
+    net = network(CONFIG)
+    net.prefix = f"{net.prefix}-other"
+    machine = net.machine()
+    machine.start(wait=False)
+    said(machine, f"etcd has no key {net.prefix}/config")
+    time.sleep(3)
+    assert machine.log.count("etcd has no key") == 1
+    for text, words in (
+        ("not json", "is not JSON"),
+        ('{"Network":"10.81.0.0/30"}', "too small"),
+        ('{"Network":"10.81.0.0/16","Backend":{"Type":"vxlam"}}', "did you mean 'vxlan'"),
+        ('{"Network":"10.81.0.0/16","Backend":{"Type":"vxlan","VNI":"one"}}', 'VNI is "one"'),
+    ):
+        net.lab.etcd.client("put", f"{net.prefix}/config", text)
+        said(machine, words)
+    assert machine.process is not None
+    assert machine.process.poll() is None
+    net.configure(CONFIG)
+    until(10, machine.subnet_file.exists, lambda: machine.log)
+
+
+def test_a_full_network_is_waited_for(network: Networks) -> None:
+    net = network({"Network": "10.82.0.0/28", "Backend": {"Type": "vxlan"}})
+    machines = net.started(3)
+    late = net.machine()
+    late.start(wait=False)
+    said(late, "are leased")
+    time.sleep(2)
+    assert late.log.count("are leased") == 1
+    machines[0].stop()
+    key = key_of(net, machines[0].key)
+    net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
+    until(10, late.subnet_file.exists, lambda: late.log)
+    assert late.subnet == machines[0].subnet
+
+
+def test_a_reservation_stays_one(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.machine()
+    net.lab.etcd.client("put", key_of(net, "10.81.200.0-24"), json.dumps({"PublicIP": machine.address}))
+    machine.start()
+    assert str(machine.subnet) == "10.81.200.0/24"
+    held = net.lab.etcd.client("get", key_of(net, "10.81.200.0-24"))
+    assert held[3] == 0, "no etcd lease"
+    assert json.loads(held[1])["BackendType"] == "vxlan"
+
+
+def test_a_lease_that_expires_takes_its_entries_along(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    lease = net.lab.etcd.client("grant", 2)[0]
+    value = {"PublicIP": "192.168.60.77", "BackendType": "vxlan", "BackendData": {"VtepMAC": "2a:00:00:00:00:77"}}
+    net.lab.etcd.client("put", key_of(net, "10.81.77.0-24"), json.dumps(value), lease)
+    until(3, lambda: "10.81.77.0/24" in machine.ip("route"), lambda: machine.log)
+    until(10, lambda: "10.81.77.0/24" not in machine.ip("route"), lambda: machine.log)
+    assert "2a:00:00:00:00:77" not in machine.fdb()
+    assert "10.81.77.0" not in machine.ip("neigh")
+
+
+def test_foreign_and_corrupt_entries_are_named_once_and_counted(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    put = net.lab.etcd.client
+    put("put", key_of(net, "nonsense"), "{}")
+    put("put", key_of(net, "10.81.5.0-24"), "\x00 not json")
+    put("put", key_of(net, "10.81.6.0-24"), json.dumps({"PublicIP": "192.168.60.6", "BackendType": "host-gw"}))
+    put(
+        "put",
+        key_of(net, str(machine.subnet.network_address + 0).replace("/", "-") + "-25"),
+        json.dumps({"PublicIP": "192.168.60.9"}),
+    )
+    for words in ("nonsense", "10.81.5.0-24", "its backend is host-gw", "it overlaps the own subnet"):
+        said(machine, words)
+    until(5, lambda: machine.figure("flannel_leases_ignored") >= 2, lambda: machine.health("/metrics"))
+    put("put", key_of(net, "10.81.5.0-24"), "\x00 not json")
+    time.sleep(1)
+    assert machine.log.count("10.81.5.0-24") == 1
+    assert machine.ready()
+
+
+def test_a_peer_that_announces_our_subnet_is_overruled(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    value = json.loads(net.keys()[one.key])
+    net.lab.etcd.client(
+        "put", key_of(net, one.key), json.dumps({**value, "BackendData": {"VtepMAC": "2a:00:00:00:00:66"}})
+    )
+    until(10, lambda: json.loads(net.keys()[one.key]) == value, lambda: one.log)
+    until(3, lambda: two.knows(one), lambda: two.log)
+    every_pair_pings([one, two])
+
+
+def test_a_route_in_the_way_is_named_and_left_alone(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    two.stop()
+    key = key_of(net, two.key)
+    net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
+    until(5, lambda: str(two.subnet) not in one.ip("route"), lambda: one.log)
+    one.ip("route", "add", str(two.subnet), "via", ETCD_ADDRESS, "proto", "static")
+    two.start()
+    said(one, f"this machine has another route to {two.subnet}, via {ETCD_ADDRESS} dev eth0")
+    assert not one.ready()
+    assert "in the way" in one.health("/readyz")
+    time.sleep(3)
+    assert one.log.count("another route") == 1
+    one.ip("route", "del", str(two.subnet))
+    until(5, one.ready, lambda: one.log)
+    every_pair_pings([one, two])
+
+
+def test_flushed_entries_come_back_within_two_seconds(network: Networks) -> None:
+    net = network(CONFIG)
+    machines = net.started(3)
+    one, *peers = machines
+    acquainted(machines)
+    for words in (
+        ("route", "flush", "dev", "flannel.1"),
+        ("neigh", "flush", "dev", "flannel.1", "nud", "permanent"),
+        ("addr", "flush", "dev", "flannel.1"),
+        ("link", "set", "flannel.1", "mtu", "1300"),
+    ):
+        one.ip(*words)
+        until(
+            2,
+            lambda: all(one.knows(peer) for peer in peers) and "mtu 1450" in one.ip("link", "show", "flannel.1"),
+            lambda: one.log,
+        )
+    for peer in peers:
+        one.exec("bridge", "fdb", "del", peer.mac, "dev", "flannel.1", "dst", peer.address)
+    until(2, lambda: all(one.knows(peer) for peer in peers), lambda: one.log)
+    every_pair_pings(machines)
+    assert one.figure("flannel_drift_repaired_total") > 5
+
+
+def test_a_flap_of_the_interface_itself(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    one.ip("link", "set", "eth0", "down")
+    time.sleep(0.5)
+    one.ip("link", "set", "eth0", "up")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS)
+    until(2, lambda: one.knows(two), lambda: one.log)
+    until(10, lambda: " 0% packet loss" in one.pings(one.gateway, two.gateway), lambda: one.log)
+
+
+def test_a_changed_address_and_mtu_are_followed(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    subnet, mac = one.subnet, one.mac
+    one.ip("addr", "add", "192.168.60.201/24", "dev", "eth0")
+    one.ip("addr", "del", f"{one.address}/24", "dev", "eth0")
+    one.ip("addr", "add", "192.168.60.201/24", "dev", "eth0", check=False)  # it was a secondary one
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS)
+    one.address = "192.168.60.201"
+    until(5, lambda: json.loads(net.keys()[one.key])["PublicIP"] == one.address, lambda: one.log)
+    until(5, lambda: two.knows(one), lambda: two.log)
+    assert (one.subnet, one.mac) == (subnet, mac), "the lease moves with the machine"
+    until(5, lambda: one.knows(two), lambda: one.log)
+    every_pair_pings([one, two])
+    for machine in (one, two):
+        machine.ip("link", "set", "eth0", "mtu", "1400")
+        until(5, lambda m=machine: m.env["FLANNEL_MTU"] == "1350", lambda m=machine: m.log)
+        assert "mtu 1350" in machine.ip("link", "show", "flannel.1")
+    every_pair_pings([one, two])
+
+
+def test_the_network_is_expanded_while_daemons_run(network: Networks) -> None:
+    net = network({"Network": "10.84.0.0/22", "SubnetLen": 24, "SubnetMax": "10.84.1.0", "Backend": {"Type": "vxlan"}})
+    one = net.started(1)[0]
+    assert str(one.subnet) == "10.84.1.0/24"
+    net.configure({"Network": "10.84.0.0/16", "SubnetLen": 24, "SubnetMin": "10.84.9.0", "Backend": {"Type": "vxlan"}})
+    said(one, "changed to 10.84.0.0/16 and is taken over")
+    said(one, "is not one that the configuration permits")
+    until(5, lambda: one.env["FLANNEL_NETWORK"] == "10.84.0.0/16", lambda: one.log)
+    until(5, lambda: "-s 10.84.0.0/16 " in one.exec("iptables-save", "-t", "nat"), lambda: one.log)
+    assert "10.84.0.0/22" not in one.exec("iptables-save")
+    assert str(one.subnet) == "10.84.1.0/24"
+    two = net.machine()
+    two.start()
+    two.bridge_up()
+    assert two.subnet.network_address.packed[2] >= 9
+    acquainted([one, two])
+    every_pair_pings([one, two])
+    for change, words in (
+        ({"Network": "10.90.0.0/16", "SubnetLen": 24}, "does not contain the present one, 10.84.0.0/16"),
+        ({"Network": "10.84.0.0/16", "SubnetLen": 25}, "SubnetLen is 25 instead of 24"),
+        ({"Network": "10.84.0.0/16", "Backend": {"Type": "host-gw"}}, "the backend is host-gw instead of vxlan"),
+        ({"Network": "10.84.0.0/16", "Backend": {"Type": "vxlan", "VNI": 9}}, "vni is 9"),
+    ):
+        net.configure({"Backend": {"Type": "vxlan"}, **change})
+        said(one, words)
+    assert one.env["FLANNEL_NETWORK"] == "10.84.0.0/16"
+    every_pair_pings([one, two])
+    assert one.ready()
+
+
+def test_compaction_while_cut_off(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    net.lab.etcd.client("put", key_of(net, two.key), net.keys()[two.key])
+    one.exec("ip", "link", "set", "eth0", "down")
+    three = net.machine()
+    three.start()
+    three.bridge_up()
+    for number in range(20):
+        net.lab.etcd.client("put", f"{net.prefix}-noise", str(number))
+    revision = net.lab.etcd.client("get", f"{net.prefix}-noise")[2]
+    net.lab.etcd.request("/v3/kv/compaction", {"revision": str(revision), "physical": True})
+    one.exec("ip", "link", "set", "eth0", "up")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS)
+    until(30, lambda: one.knows(three), lambda: one.log)
+    every_pair_pings([one, two, three])
+
+
+def test_an_interface_without_an_address_is_waited_for(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.machine("-iface=late0")
+    machine.ip("link", "add", "late0", "type", "veth", "peer", "name", "late1")
+    machine.ip("link", "set", "late0", "up")
+    machine.start(wait=False)
+    said(machine, "interface late0 has no IPv4 address")
+    machine.ip("addr", "add", "192.168.99.1/24", "dev", "late0")
+    until(10, machine.subnet_file.exists, lambda: machine.log)
+    assert json.loads(net.keys()[machine.key])["PublicIP"] == "192.168.99.1"
+
+
+def test_without_permission_it_says_what_is_missing(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.machine()
+    machine.wrapper = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
+    machine.start(wait=False)
+    said(machine, "NET_ADMIN")
+    assert machine.log.count("NET_ADMIN") <= 2
+    assert not machine.subnet_file.exists()
+
+
+def test_the_files_cannot_be_written(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.machine()
+    blocker = machine.directory / "not-a-directory"
+    blocker.write_text("")
+    machine.flags = (f"-subnet-file={blocker}/subnet.env",)
+    machine.start(wait=False)
+    said(machine, f"{blocker}/subnet.env cannot be written")
+    time.sleep(2)
+    assert machine.log.count("cannot be written") == 1
+    assert not machine.ready()
+    assert machine.process is not None
+    assert machine.process.poll() is None
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_a_long_outage_of_etcd_is_quiet(network: Networks, backend: str) -> None:
+    net = network({**CONFIG, "Backend": {"Type": backend}})
+    machines = net.started(2)
+    acquainted(machines)
+    before = [cpu(machine) for machine in machines]
+    lines = [machine.log.count("\n") for machine in machines]
+    net.lab.etcd.stop()
+    try:
+        begun = time.monotonic()
+        every_pair_pings(machines)
+        time.sleep(max(0.0, 30 - (time.monotonic() - begun)))
+        every_pair_pings(machines)
+        used = [cpu(machine) - old for machine, old in zip(machines, before, strict=True)]
+        assert max(used) < 0.6, f"seconds of CPU in 30: {used}"
+        assert all(machine.log.count("\n") - old < 12 for machine, old in zip(machines, lines, strict=True))
+    finally:
+        net.lab.etcd.start()
+    newcomer = net.machine()
+    newcomer.start()
+    newcomer.bridge_up()
+    acquainted([*machines, newcomer])
+    every_pair_pings([*machines, newcomer])
+
+
+def cpu(machine: Machine) -> float:
+    assert machine.process is not None
+    with open(f"/proc/{machine.process.pid}/stat") as file:  # noqa: PTH123 - a file of the kernel's
+        fields = file.read().rsplit(")", maxsplit=1)[-1].split()
+    return (int(fields[11]) + int(fields[12])) / 100

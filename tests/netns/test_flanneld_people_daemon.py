@@ -1,0 +1,123 @@
+"""The commands for people beside real daemons over a real etcd, run from the built file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from debian_packages import unpacked
+from flannel_lab import Lab, Machine, Network, until
+
+_NFT = (
+    *("nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libedit2", "libbsd0", "libmd0", "libgmp10"),
+    "libxtables12",
+)
+
+Networks = Callable[[dict[str, Any]], Network]
+
+
+def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
+    command = ["ip", "netns", "exec", machine.namespace, "/usr/bin/python3", str(machine.lab.pyz), *words]
+    command.append(f"-subnet-file={machine.subnet_file}")
+    env = {**os.environ, **machine.lab.tools.env}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert done.returncode == status, done.stdout + done.stderr + machine.log
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "udp", "host-gw"])
+def test_a_network_in_order(network: Networks, backend: str) -> None:
+    net = network({"Network": "10.79.0.0/16", "Backend": {"Type": backend}})
+    machines = net.started(2)
+    one, two = machines
+    for machine in machines:
+        machine.bridge_up()
+    until(5, lambda: len(json.loads(flanneld(one, "status", "-json"))["peers"]) == 1, lambda: one.log)
+    status = json.loads(flanneld(one, "status", "-json"))
+    assert status["ready"] is True
+    assert status["differences"] == []
+    assert status["peers"][0]["machine"]["4"] == two.address
+    assert 86000 < status["lease"]["expires"] <= 86400
+    text = flanneld(one, "status")
+    assert f"lease      {one.subnet}, expires in " in text
+    assert f"{two.subnet}" in text
+    found = json.loads(flanneld(one, "explain", two.gateway, "-json"))
+    assert found["verdict"] == "Reachable."
+    assert all(step["wrong"] == "" for step in found["steps"])
+    findings = json.loads(flanneld(one, "check", "-json"))["findings"]
+    assert [one for one in findings if one["level"] == "FAILED"] == []
+    assert any(one["seen"] == "1 of 1 answer through the overlay" for one in findings)
+    assert any(one["seen"] == "packets of 1500 octets arrive whole" for one in findings)
+    flanneld(one, "cleanup", status=1)
+    assert one.stop() == 0
+    flanneld(one, "status", status=3)
+    text = flanneld(one, "cleanup")
+    assert "chain FLANNEL-POSTRTG is removed" in text
+    assert "flannel" not in one.ip("link")
+    assert "10.79" not in "".join(line for line in one.ip("route").splitlines() if "cni0" not in line)
+    assert "FLANNEL" not in one.exec("iptables-save")
+    assert flanneld(one, "cleanup") == "nothing of flannel is left on this machine\n"
+    one.start()
+    until(
+        5,
+        lambda: json.loads(flanneld(one, "explain", two.gateway, "-json"))["verdict"] == "Reachable.",
+        lambda: one.log,
+    )
+
+
+def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
+    net = network({"Network": "10.80.0.0/16", "Backend": {"Type": "nothing"}})
+    machine = net.machine()
+    machine.start(wait=False)
+    until(5, machine.subnet_file.with_suffix(".sock").exists, lambda: machine.log)
+    text = flanneld(machine, "status", status=1)
+    assert "NOT ready" in text
+    assert "lease      none yet" in text
+    assert "leases nothing" not in flanneld(machine, "explain", "10.80.1.1", status=1)
+
+
+@pytest.fixture
+def nft(flannel_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts nft of Debian's packages on the machines' PATH."""
+    root = unpacked("nftables-only", _NFT)
+    libraries = next((root / "usr/lib").glob("*-linux-gnu"))
+    program = tmp_path / "nft"
+    program.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {root}/usr/sbin/nft "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setitem(flannel_lab.tools.env, "PATH", f"{tmp_path}:{flannel_lab.tools.env['PATH']}")
+
+
+@pytest.mark.usefixtures("nft")
+def test_cleanup_of_nftables(network: Networks) -> None:
+    net = network({"Network": "10.81.0.0/16", "EnableNFTables": True, "Backend": {"Type": "vxlan"}})
+    (machine,) = net.started(1)
+    machine.exec("nft", "add", "table", "ip", "foreign")
+    found = {one["what"]: one["level"] for one in json.loads(flanneld(machine, "check", "-json"))["findings"]}
+    assert (found["nftables"], found["br_netfilter"]) == ("ok", "skipped")
+    assert "would remove tables of nft (1)" in flanneld(machine, "cleanup", "-dry-run")
+    machine.stop()
+    flanneld(machine, "cleanup")
+    assert machine.exec("nft", "list", "tables").split("\n") == ["table ip foreign", ""]
+
+
+def test_two_daemons_of_one_machine_are_told_apart(network: Networks) -> None:
+    first = network({"Network": "10.82.0.0/16", "Backend": {"Type": "vxlan"}})
+    (one,) = first.started(1)
+    second = network({"Network": "10.83.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}})
+    two = second.machine(beside=one)
+    two.start()
+    assert two.stop() == 0
+    flanneld(two, "cleanup", status=1)
+    text = flanneld(two, "cleanup", "-force")
+    assert "removed device flannel.2" in text
+    assert "left: flannel.1: it has no address of 10.83.0.0/16" in text
+    assert "of another network" in text
+    flanneld(one, "status")
+    assert "10.82.0.0/16" in one.exec("iptables-save")
+    assert "10.83." not in one.exec("iptables-save")
