@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flannel_lab import ETCD_ADDRESS, Machine, Network, every_pair_pings, until
+from flannel_lab import ETCD_ADDRESS, Machine, Network, every_pair_pings, run, until
 from test_flanneld_backends import acquainted
 
 Networks = Callable[[dict[str, Any]], Network]
@@ -71,6 +71,43 @@ def test_a_full_network_is_waited_for(network: Networks) -> None:
     net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
     until(10, late.subnet_file.exists, lambda: late.log)
     assert late.subnet == machines[0].subnet
+    later = net.machine()
+    later.start(wait=False)
+    said(later, "are leased")
+    net.configure({"Network": "10.82.0.0/24", "SubnetLen": 30, "Backend": {"Type": "vxlan"}})
+    until(15, later.subnet_file.exists, lambda: later.log)
+
+
+def test_lost_files_come_back(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    before = machine.subnet_file.read_text()
+    socket = machine.subnet_file.with_suffix(".sock")
+    for path in (machine.subnet_file, machine.directory / "10-flannel.conflist", socket):
+        path.unlink()
+    until(15, machine.subnet_file.exists, lambda: machine.log)
+    assert machine.subnet_file.read_text() == before
+    assert (machine.directory / "10-flannel.conflist").exists()
+    until(2, socket.exists, lambda: machine.log)
+
+
+def test_an_interface_that_takes_over_the_default_route(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    second = f"kw{one.number}"
+    peer = ["peer", "name", "eth1", "netns", one.namespace]
+    run("ip", "link", "add", second, "netns", net.lab.switch, "type", "veth", *peer)
+    run("ip", "-n", net.lab.switch, "link", "set", second, "master", "br0", "up")
+    one.ip("link", "set", "eth0", "down")
+    time.sleep(1.5)
+    one.ip("link", "set", "eth1", "up")
+    one.ip("addr", "add", "192.168.60.202/24", "dev", "eth1")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS, "dev", "eth1")
+    one.address = "192.168.60.202"
+    until(15, lambda: json.loads(net.keys()[one.key])["PublicIP"] == one.address, lambda: one.log)
+    until(5, lambda: two.knows(one) and one.knows(two), lambda: one.log)
+    every_pair_pings([one, two])
 
 
 def test_a_reservation_stays_one(network: Networks) -> None:
