@@ -68,6 +68,7 @@ class Daemon:
         self._started = False
         self._adrift = Repeated()
         self._overrides = Overrides()
+        self._made_for: Optional[Tuple[NetworkConfig, Underlay]] = None
         self.started = time.monotonic()
         self.socket: Optional[StatusSocket] = None
         # Set by the stages of the start, in this order.
@@ -172,9 +173,12 @@ class Daemon:
             shown = " and ".join(self.underlay.addresses.values())
             announced = " and ".join(self._public().values())
             logger.info("using interface %s with %s, announced as %s", self.underlay.name, shown, announced)
+        if self._made_for == (self.config, self.underlay):
+            return  # an attempt that got no further: what it has prepared is still good
         if hasattr(self, "backend"):
-            self.backend.close()  # of an attempt that got no further
+            self.backend.close()
         self.backend = make_backend(self.config, self.underlay)
+        self._made_for = (self.config, self.underlay)
 
     def _underlay(self) -> Underlay:
         options = self.options.interface
