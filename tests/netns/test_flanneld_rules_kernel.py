@@ -315,6 +315,22 @@ def test_damage_is_repaired_and_foreign_rules_stay(machine: Machine, damage: str
     assert (answer["wrong"], answer["started"]) == ([], [])
 
 
+def test_comments_of_others_are_in_any_encoding(machine: Machine) -> None:
+    machine.ensure()
+    comment = ["-m", "comment", "--comment", os.fsdecode(b"caf\xe9")]
+    machine.run("iptables", "-A", "INPUT", *comment, "-j", "ACCEPT")
+    machine.run("iptables", "-t", "nat", "-A", "POSTROUTING", *comment, "-j", "ACCEPT")
+    # One that has to be deleted, too: by its own octets.
+    machine.run("iptables", "-t", "nat", "-A", "POSTROUTING", *comment, "-j", "FLANNEL-POSTRTG")
+    assert machine.ensure(new=True) == ["iptables: POSTROUTING jumps to FLANNEL-POSTRTG 2 times instead of once"]
+    assert machine.ensure(new=True) == []
+    save = ["ip", "netns", "exec", NAME, "iptables-save"]
+    printed = subprocess.run(save, env=machine.environment, capture_output=True, check=True).stdout.split(b"\n")
+    strange = [line for line in printed if b"caf" in line]
+    assert sorted(line[:10] for line in strange) == [b"-A INPUT -", b"-A POSTROU"]
+    assert all(b"--comment caf\xe9 -j ACCEPT" in line.replace(b'"', b"") for line in strange)
+
+
 def test_foreign_changes_cost_a_look_and_no_rewrite(machine: Machine) -> None:
     machine.ensure()
     # As Docker and kube-proxy do: chains of their own, before and after ours, filled and emptied, in the same tables.

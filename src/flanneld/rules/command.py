@@ -1,4 +1,7 @@
-"""The door to the programs iptables and nft: run one, and say in one sentence why it failed."""
+"""The door to the programs iptables and nft: run one, and say in one sentence why it failed.
+
+Rules of others have comments in any encoding: what is no UTF-8 comes and goes as surrogates, octet by octet.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ def run(command: Sequence[str], text: str = "", modules: str = "") -> str:
     """
     name = command[0]
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command, input=text.encode("utf-8", "surrogateescape"), capture_output=True, timeout=_TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired:
         raise RulesError(f"{name} did not end within {_TIMEOUT:g} s", f"who holds {_LOCK}?") from None
     except FileNotFoundError:
@@ -58,10 +63,10 @@ def run(command: Sequence[str], text: str = "", modules: str = "") -> str:
     except OSError as error:
         raise RulesError(f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
-        failure = explain(name, done.returncode, done.stderr, modules)
+        failure = explain(name, done.returncode, done.stderr.decode("utf-8", "replace"), modules)
         # ip6tables-legacy fails in the same words for want of a module and of permission.
         raise failure if _may_change_the_network() else RulesError(failure.message, _DENIED)
-    return done.stdout
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def _may_change_the_network() -> bool:
