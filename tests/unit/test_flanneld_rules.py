@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flanneld.errors import RulesError
 from flanneld.rules import nftables, saved
 from flanneld.rules.bridge import check_bridge_netfilter
-from flanneld.rules.command import KernelLacksError, explain
+from flanneld.rules.command import KernelLacksError, explain, run
 from flanneld.rules.iptables import parse_version
 from flanneld.rules.kernel_state import _attributes
 from flanneld.rules.saved import parse_line, parse_save, render, to_nothing, to_wanted
@@ -335,6 +335,16 @@ def test_failures_say_what_to_do() -> None:
     assert "Warning" not in error.message
     assert explain("nft", 1, "{odd} {modules}").message == "nft failed with status 1: {odd} {modules}"
     assert explain("nft", 1, "").message == "nft failed with status 1"
+
+
+def test_programs_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FLANNELD_ETCD_PASSWORD", "NOTIFY_SOCKET", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("XTABLES_LIBDIR", "/lib/xtables")
+    printed = run(["env"])
+    assert "XTABLES_LIBDIR=/lib/xtables" in printed
+    assert "PATH=" in printed
+    assert "hunter2" not in printed
 
 
 def test_bridge_netfilter(tmp_path: Path) -> None:

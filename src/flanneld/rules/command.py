@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Iterator, Sequence, Tuple
 
+from flanneld.environment import for_programs
 from flanneld.errors import RulesError
 
 LOCK_WAIT = 10
@@ -51,7 +52,12 @@ def run(command: Sequence[str], text: str = "", modules: str = "") -> str:
     name = command[0]
     try:
         done = subprocess.run(
-            command, input=text.encode("utf-8", "surrogateescape"), capture_output=True, timeout=_TIMEOUT, check=False
+            command,
+            input=text.encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            env=for_programs(os.environ),
+            timeout=_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise RulesError(f"{name} did not end within {_TIMEOUT:g} s", f"who holds {_LOCK}?") from None
