@@ -7,7 +7,7 @@ from typing import Callable
 
 from flanneld.errors import RulesError
 from flanneld.log import Repeated, logger
-from flanneld.rules.bridge import check_bridge_netfilter
+from flanneld.rules.bridge import check_bridge_netfilter, remark_bridge_netfilter
 from flanneld.rules.engine import Rules
 from flanneld.rules.spec import RuleSpec
 
@@ -30,6 +30,7 @@ class RulesGuard(threading.Thread):
         self._changed = changed
         self._told = threading.Event()
         self._repeated = Repeated()
+        self._remark = ""
         self.trouble = "the traffic rules are not set yet"
 
     def follow(self, spec: RuleSpec) -> None:
@@ -55,6 +56,10 @@ class RulesGuard(threading.Thread):
             for wrong in self._rules.ensure(self._spec):
                 logger.info("traffic rules: %s; set anew", wrong)
             self.trouble = check_bridge_netfilter(self._spec.networks) if self._bridged else ""
+            remark = remark_bridge_netfilter(self._spec.networks) if self._bridged else ""
+            if remark and remark != self._remark:
+                logger.warning("%s", remark)
+            self._remark = remark
             if self.trouble:
                 self._repeated.warn(self.trouble)
             else:

@@ -102,6 +102,23 @@ def test_the_guard_outlives_every_failure(error: Exception, caplog: pytest.LogCa
 
 
 @pytest.mark.usefixtures("silent_hook")
+def test_bridged_traffic_that_is_kept_from_the_rules_is_said_once_and_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flanneld.guard.check_bridge_netfilter", lambda _: "")
+    monkeypatch.setattr("flanneld.guard.remark_bridge_netfilter", lambda _: "it is 0")
+    rules = Scripted()
+    guard = RulesGuard(rules, SPEC, 0.01, lambda: None, bridged=True)
+    with caplog.at_level(logging.INFO, "flanneld"):
+        guard.start()
+        until(lambda: rules.looks > 5)
+    assert guard.trouble == ""
+    assert [one.getMessage() for one in caplog.records] == ["it is 0"]
+    rules.next = fail(SystemExit())
+    guard.join(5)
+
+
+@pytest.mark.usefixtures("silent_hook")
 def test_a_guard_that_has_ended_is_a_trouble() -> None:
     rules = Scripted()
     guard = RulesGuard(rules, SPEC, 0.01, lambda: None, bridged=False)

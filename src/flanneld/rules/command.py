@@ -33,12 +33,20 @@ class KernelLacksError(RulesError):
 
 
 _DENIED = "flanneld needs root with CAP_NET_ADMIN and CAP_NET_RAW"
+NFT_RULES = "somebody has made rules in it with nft: they belong into a table of another name, or use EnableNFTables"
 _CAUSES: Tuple[Tuple[str, str], ...] = (
     ("Permission denied|Operation not permitted", _DENIED),
     ("xtables lock", f"it was held for {LOCK_WAIT} s; `fuser {_LOCK}` names who has it"),
+    ("open lock file", f"{_LOCK} must be writable"),
+    (
+        "JSON support not compiled-in|invalid option -- 'j'",
+        "nft 0.9 or newer with JSON is needed, or EnableNFTables off",
+    ),
+    (r"CHAIN_ADD failed \(Operation not supported\)|is incompatible, use 'nft'", NFT_RULES),
     (
         "Table does not exist|nitialize table|do you need to insmod|No chain/target/match by that name|not supported|"
-        "Failed to initialize nft|extension .* is not supported",
+        "Failed to initialize nft|extension .* is not supported|"
+        r"CHAIN_ADD failed \(No such file or directory\)",
         _LACKS,
     ),
 )
