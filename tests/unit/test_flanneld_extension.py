@@ -102,6 +102,21 @@ def test_a_first_command_that_fails_says_why() -> None:
         backend.prepare(EXISTING)
 
 
+def test_the_first_command_is_run_once_however_often_a_lease_is_tried_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = f"echo x >> {tmp_path}/ran; test -e {tmp_path}/good && wc -l < {tmp_path}/ran"
+    backend = ExtensionBackend(config(PreStartupCommand=command, ShutdownCommand="true"), UNDERLAY)
+    with caplog.at_level(logging.INFO, "flanneld"):
+        with pytest.raises(NetworkError):
+            backend.prepare(EXISTING)
+        (tmp_path / "good").touch()
+        for _ in range(3):
+            backend.prepare(EXISTING)
+            assert backend.data(4) == "2", "one failed, one did not"
+    assert len(caplog.records) == 2
+
+
 def test_a_command_is_a_string() -> None:
     with pytest.raises(ConfigError, match=r'SubnetAddCommand is \["a"\]'):
         ExtensionBackend(config(SubnetAddCommand=["a"]), UNDERLAY)
@@ -205,6 +220,18 @@ def test_new_commands_are_used_from_now_on(ran: Run) -> None:
     backend.update([lease(2)])
     until(lambda: ran.lines == ["new"], lambda: ran.lines)
     assert backend.mtu == 9000
+
+
+def test_leases_are_judged_anew_with_another_configuration(ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, leases = ran.start(), [lease(2)]
+    backend.update(leases)
+    until(lambda: len(ran.lines) == 1, lambda: ran.lines)
+    monkeypatch.setattr(backend, "_unfit", lambda *_: "the network has changed")
+    backend.update(leases)
+    assert backend.ignored == {}
+    backend.follow(backend.config, UNDERLAY)
+    backend.update(leases)
+    assert set(backend.ignored) == {"10.5.2.0/24"}
 
 
 def test_nothing_of_the_kernel_is_owned(ran: Run) -> None:

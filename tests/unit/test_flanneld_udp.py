@@ -372,6 +372,19 @@ def test_interfaces_that_will_not_do(underlay: Underlay) -> None:
         UdpBackend(config(json.dumps({"Network": "10.9.0.0/16"})), underlay)
 
 
+def test_leases_are_judged_anew_with_another_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = UdpBackend(config(), UNDERLAY)
+    monkeypatch.setattr(backend, "_lease", OWN)
+    leases = [Lease((ipaddress.IPv4Network("10.9.2.0/24"),), Attributes("192.168.77.2"))]
+    backend.update(leases)
+    monkeypatch.setattr(backend, "_unfit", lambda *_: "the network has changed")
+    backend.update(leases)
+    assert backend.ignored == {}
+    backend.follow(backend.config, UNDERLAY)
+    backend.update(leases)
+    assert set(backend.ignored) == {"10.9.2.0/24"}
+
+
 def test_a_taken_port_names_who_has_it() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from typing import Mapping, NamedTuple
 
+from flanneld.environment import for_commands
+
 TIMEOUT = 30.0
 """Seconds a command may take."""
 
@@ -38,7 +40,7 @@ def run(command: str, variables: Mapping[str, str], text: str = "", timeout: flo
                 stdin=given,
                 stdout=output,
                 stderr=errors,
-                env={**environment(os.environ), **variables},
+                env={**for_commands(os.environ), **variables},
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
@@ -58,9 +60,3 @@ def run(command: str, variables: Mapping[str, str], text: str = "", timeout: flo
         said = " ".join(errors.read(_LARGEST).decode(errors="replace").split())[:_SHOWN]
         reason = f"failed with status {status}" if status > 0 else f"was ended by signal {-status}"
         return Result(printed, f"{reason}: {said}" if said else reason)
-
-
-def environment(daemon: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the daemon's environment without its secrets (FLANNELD_*, keys of clouds) and without systemd's socket."""
-    hidden = ("FLANNELD_", "ACCESS_KEY_", "NOTIFY_SOCKET")
-    return {name: value for name, value in daemon.items() if not name.startswith(hidden)}
