@@ -88,6 +88,47 @@ def test_a_lease_with_the_own_address_is_counted_until_it_goes(caplog: pytest.Lo
     assert made._counted == {"malformed": 0, "own-address": 0}
 
 
+def full(made: Book, *leases: Record, spare_until: float | None = None) -> bool:
+    entries = [made.entry(record("config", "{}")), *map(made.entry, leases)]
+    config, found = made.sort(entries)
+    return made.replace(config or "", found, spare_until)
+
+
+def at(number: int, network: str = "") -> Record:
+    return record(f"subnets/{network or f'10.5.{number}.0-24'}", VALUE.replace("60.2", f"60.{number}"))
+
+
+def test_leases_that_the_store_lost_are_spared_until_others_take_their_place() -> None:
+    made = Book()
+    full(made, *(at(number) for number in range(1, 8)))
+    assert full(made, spare_until=50.0)
+    names = {f"10.5.{number}.0-24" for number in range(1, 8)}
+    assert (set(made.picture().leases), made.spared_until) == (names, 50.0)
+    made.apply([Change(at(1).name, at(1))])  # written again
+    made.apply([Change("subnets/10.5.99.0-24", at(2, "10.5.99.0-24"))])  # the machine has another one
+    made.apply([Change("subnets/10.5.3.0-24", at(77, "10.5.3.0-24"))])  # another machine has the subnet
+    made.apply([Change("subnets/10.5.4.0-23", at(78, "10.5.4.0-23"))])  # or one around it
+    made.apply([Change("subnets/10.5.6.0-24", None)])  # deleted for good
+    wanted = {"10.5.1.0-24", "10.5.99.0-24", "10.5.3.0-24", "10.5.4.0-23", "10.5.7.0-24"}
+    assert set(made.picture().leases) == wanted
+    assert made.picture().leases["10.5.3.0-24"].attributes.public_ip == "192.168.60.77"
+    # The store is lost once more: what was spared stays so.
+    assert full(made, at(1), spare_until=70.0)
+    assert (set(made.picture().leases), made.spared_until) == (wanted, 70.0)
+    assert made.give_up()
+    assert not made.give_up()
+    assert (set(made.picture().leases), made.spared_until) == ({"10.5.1.0-24"}, float("inf"))
+
+
+def test_a_full_reading_that_is_believed_spares_nothing() -> None:
+    made = Book()
+    full(made, at(1), at(2))
+    assert full(made, at(1))
+    assert set(made.picture().leases) == {"10.5.1.0-24"}
+    full(made, at(1), spare_until=50.0)
+    assert made.spared_until == float("inf"), "nothing was lost"
+
+
 def test_names_of_data_are_shared() -> None:
     made = book()
     one, two = (made.entry(record(f"subnets/10.5.{n}.0-24"))[1] for n in (1, 2))
