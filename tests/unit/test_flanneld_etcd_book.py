@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flanneld.kube.node import lease_of
 from flanneld.subnet.etcd_watch import Book
-from flanneld.subnet.lease import Lease
+from flanneld.subnet.lease import Lease, decode_attributes
 from flanneld.subnet.store import Change, Record
 
 VALUE = '{"PublicIP":"192.168.60.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa"}}'
@@ -127,6 +128,20 @@ def test_a_full_reading_that_is_believed_spares_nothing() -> None:
     assert set(made.picture().leases) == {"10.5.1.0-24"}
     full(made, at(1), spare_until=50.0)
     assert made.spared_until == float("inf"), "nothing was lost"
+
+
+@pytest.mark.parametrize("deep", [21, 500, 900, 990, 5000])
+def test_a_lease_that_is_nested_deep_is_none(deep: int) -> None:
+    """It could be decoded, but neither compared nor shown."""
+    value = '{"PublicIP":"192.168.60.2","BackendData":' + '{"a":' * deep + "1" + "}" * deep + "}"
+    assert decode_attributes(value) is None
+    annotations = {
+        "f/kube-subnet-manager": "true",
+        "f/public-ip": "192.0.2.2",
+        "f/backend-data": "[" * deep + "]" * deep,
+    }
+    with pytest.raises(ValueError, match="is not JSON"):
+        lease_of({"metadata": {"annotations": annotations}, "spec": {"podCIDR": "10.244.1.0/24"}}, "f/", (4,))
 
 
 def test_names_of_data_are_shared() -> None:

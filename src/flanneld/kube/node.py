@@ -12,7 +12,7 @@ import time
 from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from flanneld.errors import ConfigError, LeaseError, UsageError
-from flanneld.subnet.config import Network, NetworkConfig
+from flanneld.subnet.config import Network, NetworkConfig, flat_json
 from flanneld.subnet.lease import Attributes, Lease, canonical
 from flanneld.subnet.manager import Overrides
 
@@ -220,7 +220,7 @@ def _decoded(annotations: Mapping[str, str], key: str) -> Any:
     if not text:
         return None
     try:
-        return json.loads(text)
+        return flat_json(text)
     except (ValueError, RecursionError):
         raise ValueError(f"its annotation {key} is not JSON: {text!r:.100}") from None
 

@@ -18,7 +18,7 @@ Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 EXAMPLE = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
 
-_DEEPEST = 20  # levels of objects and lists: nothing has more than three, and walking thousands ends in an error
+_DEEPEST = 20  # levels of objects and lists: nothing has more than three, and comparing a thousand ends in an error
 _SHOWN = 200  # characters of a value that a message shows
 
 
@@ -85,13 +85,9 @@ _IPV6 = _Family("IPv6", 128, 64, 62, 124, "fd00:10:244::/48")
 def parse_config(text: str) -> NetworkConfig:
     """Parse and check the configuration; raises ConfigError naming the key, its value and what is valid."""
     try:
-        raw = json.loads(text, parse_constant=_no_number)
+        raw = flat_json(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the network configuration is not JSON: {error}", f"it should look like {EXAMPLE}") from None
-    if _is_deep(raw):
-        raise ConfigError(
-            f"the network configuration has more than {_DEEPEST} levels", f"it should look like {EXAMPLE}"
-        )
     if not isinstance(raw, dict):
         raise ConfigError(
             f"the network configuration is {show(raw)}, not a JSON object", f"it should look like {EXAMPLE}"
@@ -109,6 +105,17 @@ def parse_config(text: str) -> NetworkConfig:
     if not isinstance(kind, str) or not kind:
         raise ConfigError(f"Backend has the Type {show(kind)}", 'for example "vxlan"')
     return NetworkConfig(ipv4, ipv6, flag(keys, "EnableNFTables"), kind.lower(), settings)
+
+
+def flat_json(text: str) -> Any:
+    """Return decoded JSON that can be compared and encoded without a RecursionError.
+
+    Raises ValueError for more than _DEEPEST levels, for NaN and Infinity, and for what is no JSON; RecursionError, too.
+    """
+    raw = json.loads(text, parse_constant=_no_number)
+    if text.count("{") + text.count("[") > _DEEPEST and _is_deep(raw):
+        raise ValueError(f"it has more than {_DEEPEST} levels")
+    return raw
 
 
 def show(value: object) -> str:
@@ -157,7 +164,6 @@ def _no_number(name: str) -> None:
 
 
 def _is_deep(raw: object) -> bool:
-    """Tell whether a value has more than _DEEPEST levels."""
     level = [raw]
     for _ in range(_DEEPEST):
         inner: List[object] = []
