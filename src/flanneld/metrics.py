@@ -51,6 +51,11 @@ class Figures:
         with self._lock:
             self._values.setdefault(name, {})[tuple(sorted(labels.items()))] = value
 
+    def drop(self, name: str) -> None:
+        """Take a gauge away: it has no value now."""
+        with self._lock:
+            self._values.pop(name, None)
+
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Count one more observation of a summary."""
         self.add(f"{name}_sum", seconds, **labels)

@@ -188,8 +188,9 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Parsed, Optio
 
 
 def prefix(parsed: Parsed) -> str:
-    """Return the prefix of the keys in etcd, with a slash in front and none behind."""
-    return "/" + parsed.text("etcd-prefix").strip("/")
+    """Return the prefix of the keys in etcd, with a slash in front and none behind; the root is empty."""
+    text = parsed.text("etcd-prefix").strip("/")
+    return f"/{text}" if text else ""
 
 
 def etcd_options(parsed: Parsed) -> EtcdOptions:
@@ -241,6 +242,7 @@ def _check_url(flag: str, text: str, example: str) -> None:
     try:
         url = urlsplit(text)
         well_formed = url.scheme in {"http", "https"} and bool(url.hostname) and (url.port or 1) > 0
+        (url.hostname or "").encode("idna")  # as the resolver gets it: fails for "etcd..example" and long labels
     except ValueError:
         raise UsageError(f"-{flag} contains {text!r}", f"use URLs such as {example}") from None
     if not well_formed or url.path or url.query or url.fragment:

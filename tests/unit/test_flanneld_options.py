@@ -51,6 +51,7 @@ def test_the_unit_files_of_the_procedures() -> None:
         True,
     )
     # What systemd makes of a line of an environment file with a comment behind the value.
+    assert [options(f"-etcd-prefix={one}").prefix for one in ("/", "", "a/b/", "/a")] == ["", "", "/a/b", "/a"]
     assert options("-etcd-endpoints=http://10.0.0.1:2379# etcd, all of it").etcd.endpoints == ("http://10.0.0.1:2379",)
 
 
@@ -103,6 +104,8 @@ def test_the_password_is_not_shown() -> None:
         (["-etcd-endpoints=192.0.2.1:2379"], "192.0.2.1:2379"),
         (["-etcd-endpoints=https://192.0.2.1:2379/v2"], "https://192.0.2.1:2379/v2"),
         (["-etcd-endpoints=https://[::1"], "use URLs such as"),
+        (["-etcd-endpoints=http://etcd..example:2379"], "use URLs such as"),
+        ([f"-etcd-endpoints=http://{'x' * 64}.example:2379"], "use URLs such as"),
         (["-etcd-cafile=/nowhere/ca.pem"], "/nowhere/ca.pem"),
         (["-etcd-certfile=/dev/null"], "no file /dev/null"),
         (["-etcd-password=x"], "without -etcd-username"),
