@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from flanneld import console, drift, state
@@ -16,6 +15,7 @@ from flanneld.errors import UsageError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net import probe
 from flanneld.net.lookup import Lookup, Way
+from flanneld.options import file_name
 from flanneld.status import NOT_RUNNING, Look, take_look
 from flanneld.subnet.config import Network, NetworkConfig, number
 from flanneld.subnet.lease import canonical
@@ -54,7 +54,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     address = _address(text)
     console.quiet()
-    subnet_file = Path(parsed.text("subnet-file"))
+    subnet_file = file_name(parsed, "subnet-file")
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:

@@ -174,8 +174,8 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Parsed, Optio
         prefix=prefix(parsed),
         kube=kube,
         interface=interface_options(parsed),
-        subnet_file=_file(parsed, "subnet-file"),
-        cni_conf=_file(parsed, "cni-conf") if parsed.text("cni-conf") else None,
+        subnet_file=file_name(parsed, "subnet-file"),
+        cni_conf=file_name(parsed, "cni-conf") if parsed.text("cni-conf") else None,
         renew_margin=margin * 60,
         ip_masq=parsed.truth("ip-masq"),
         random_fully=not parsed.truth("ip-masq-fully-random-disable"),
@@ -195,7 +195,9 @@ def prefix(parsed: Parsed) -> str:
 def etcd_options(parsed: Parsed) -> EtcdOptions:
     """Return what ETCD_FLAGS say; raises UsageError."""
     # In a systemd environment file, a comment behind a value is a part of the value.
-    given = parsed.text("etcd-endpoints").partition("#")[0]
+    given = re.split(r"\s#", parsed.text("etcd-endpoints"))[0]
+    _no_user("etcd-endpoints", given)  # before it is cut anywhere: a part of a password must not be shown
+    given = given.partition("#")[0]
     endpoints = tuple(part.strip().rstrip("/") for part in given.split(",") if part.strip())
     if not endpoints:
         raise UsageError("-etcd-endpoints is empty", "name at least one member, for example https://192.0.2.1:2379")
@@ -226,7 +228,7 @@ def _kube(parsed: Parsed) -> KubeOptions:
         parsed.text("kube-api-url").rstrip("/"),
         parsed.text("kubeconfig-file"),
         parsed.text("kube-annotation-prefix"),
-        _file(parsed, "net-config-path"),
+        file_name(parsed, "net-config-path"),
         parsed.truth("set-node-network-unavailable"),
     )
 
@@ -278,7 +280,8 @@ def _address(flag: str, text: str, version: int) -> str:
         raise UsageError(f"-{flag} is {text!r}, not an IPv{version} address") from None
 
 
-def _file(parsed: Parsed, flag: str) -> Path:
+def file_name(parsed: Parsed, flag: str) -> Path:
+    """Return a flag that names a file; raises UsageError."""
     text = parsed.text(flag)
     path = Path(text)
     if not path.name or "\0" in text or text.endswith("/"):

@@ -14,6 +14,7 @@ from flanneld import console, drift, state
 from flanneld.errors import FlanneldError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net.kernel import Kernel
+from flanneld.options import file_name
 
 FLAGS: Tuple[Flag, ...] = (
     Flag(
@@ -44,7 +45,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         console.write(["Usage: flanneld status [FLAG]...", usage(FLAGS).rstrip()])
         return 0
     console.quiet()
-    subnet_file, as_json = Path(parsed.text("subnet-file")), parsed.truth("json")
+    subnet_file, as_json = file_name(parsed, "subnet-file"), parsed.truth("json")
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:

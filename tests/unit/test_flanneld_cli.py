@@ -47,6 +47,20 @@ def test_mistakes_are_status_2(words: list[str], text: str, capfd: pytest.Captur
     assert text in err
 
 
+@pytest.mark.parametrize("flag", ["-subnet-file=", "-subnet-file=/", "-subnet-file=/run/flannel/"])
+@pytest.mark.parametrize("words", [["status"], ["explain", "10.5.1.1"], ["check", "-backend=vxlan"], ["cleanup"]])
+def test_what_is_no_file_is_a_mistake(words: list[str], flag: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["flanneld", *words, flag], {}) == 2
+    assert "not the name of a file" in capfd.readouterr().err
+    assert main(["flanneld", "cleanup", "-cni-conf=/"], {}) == 2
+
+
+@pytest.mark.parametrize("words", [["status"], ["explain", "10.5.1.1"]])
+def test_a_name_that_is_too_long_is_no_traceback(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["flanneld", *words, f"-subnet-file=/run/{'x' * 300}"], {}) == 3
+    assert "Is it running?" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["status", "explain", "check", "cleanup", "migrate"])
 def test_a_command_gets_its_words_and_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
