@@ -31,6 +31,10 @@ def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
     return done.stdout
 
 
+def flanneld_json(machine: Machine, *words: str, status: int = 0) -> Any:
+    return json.loads(flanneld(machine, *words, "-json", status=status))
+
+
 @pytest.mark.parametrize("backend", ["vxlan", "udp", "host-gw"])
 def test_a_network_in_order(network: Networks, backend: str) -> None:
     net = network({"Network": "10.79.0.0/16", "Backend": {"Type": backend}})
@@ -69,6 +73,44 @@ def test_a_network_in_order(network: Networks, backend: str) -> None:
         lambda: json.loads(flanneld(one, "explain", two.gateway, "-json"))["verdict"] == "Reachable.",
         lambda: one.log,
     )
+
+
+def test_explain_names_what_takes_precedence(network: Networks) -> None:
+    both = {"EnableIPv6": True, "IPv6Network": "fd84::/48"}
+    net = network({"Network": "10.84.0.0/16", "Backend": {"Type": "vxlan"}, **both})
+    one, two = net.started(2)
+    until(5, lambda: flanneld_json(one, "status")["peers"], lambda: one.log)
+    pod, pod6 = f"{two.subnet.network_address + 7}", f"{two.subnet6.network_address + 7}"
+    other = two.subnet.network_address
+    for words, target, named in (
+        (("route", "add", f"{pod}/32", "dev", "eth0"), pod, f"the route {pod}/32 dev eth0; remove that"),
+        (("route", "add", "unreachable", f"{pod}/32"), pod, f"the route unreachable {pod}/32; remove that"),
+        (("route", "add", "prohibit", f"{other}/25"), pod, f"the route prohibit {other}/25; remove that"),
+        (("route", "add", "throw", f"{pod}/32", "metric", "7"), pod, f"the route throw {pod}/32 metric 7; remove that"),
+        (("route", "add", "blackhole", f"{pod6}/128"), pod6, f"the route blackhole {pod6}/128 dev lo metric 1024; "),
+        (("addr", "add", f"{other + 9}/32", "dev", "lo"), str(other + 9), f"its own address {other + 9}/32 dev lo; "),
+        (
+            ("addr", "add", f"{other + 65}/26", "dev", "eth0"),
+            f"{other + 66}",
+            f"its own network {other + 64}/26 dev eth0; give",
+        ),
+        (("rule", "add", "to", f"{pod}/32", "prohibit", "priority", "9"), pod, f"the rule 9: to {pod}/32 prohibit; "),
+        (
+            ("-6", "rule", "add", "to", f"{two.subnet6}", "lookup", "77", "priority", "9"),
+            pod6,
+            f"the rule 9: to {two.subnet6} lookup 77; remove that (`ip -6 rule del priority 9`)",
+        ),
+    ):
+        one.ip(*words)
+        if "77" in words:
+            one.ip("route", "add", str(two.subnet6), "dev", "eth0", "table", "77")
+        for more in ((), ("-probe=false",)):
+            found = flanneld_json(one, "explain", target, *more, status=1)
+            assert named in found["verdict"], found
+            assert "should repair" not in found["verdict"]
+            assert any(step["step"] == "way" and step["wrong"] for step in found["steps"])
+        one.ip(*("del" if word == "add" else word for word in words))
+        assert "everything on this machine is as it should be" in flanneld(one, "explain", target, "-probe=false")
 
 
 def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
