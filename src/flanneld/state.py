@@ -60,9 +60,10 @@ class Peer(NamedTuple):
 class State(NamedTuple):
     """A document that was read. What the daemon did not know yet when it answered is None or empty.
 
-    trouble: what keeps the daemon from being ready. since: Unix time of its start. namespace: inode of its network
-    namespace. own: its subnets, which expire in `expires` seconds (None: they do not, or there are none yet).
-    interface: name of the underlay, with its `addresses` and those `announced` by IP version. mtu: that of the pods.
+    trouble: what keeps the daemon from being ready. followed: the leases were read from the store at least once.
+    since: Unix time of its start. namespace: inode of its network namespace. own: its subnets, which expire in
+    `expires` seconds (None: they do not, or there are none yet). interface: name of the underlay, with its `addresses`
+    and those `announced` by IP version. mtu: that of the pods.
     """
 
     version: str
@@ -72,6 +73,7 @@ class State(NamedTuple):
     trouble: str
     store: str
     store_trouble: str
+    followed: bool
     config: Optional[NetworkConfig]
     interface: str
     interface_mtu: int
@@ -84,6 +86,11 @@ class State(NamedTuple):
     rules_trouble: str
     counters: Mapping[str, int]
     desired: Optional[dp.Desired]
+
+    @property
+    def expired(self) -> bool:
+        """Whether the own lease has run out."""
+        return bool(self.own) and self.expires is not None and self.expires <= 0
 
     @property
     def networks(self) -> Mapping[int, Network]:
@@ -129,7 +136,7 @@ def report(daemon: Daemon) -> Dict[str, Any]:
         "namespace": namespace(),
         "ready": not trouble,
         "trouble": trouble,
-        "store": {"name": daemon.manager.name, "trouble": daemon.manager.trouble},
+        "store": {"name": daemon.manager.name, "trouble": daemon.manager.trouble, "followed": picture is not None},
         "config": config_json(config) if config is not None else None,
         "interface": {
             "name": underlay.name,
@@ -266,6 +273,7 @@ def _state(raw: Mapping[str, Any]) -> State:
         str(raw["trouble"]),
         str(raw["store"]["name"]),
         str(raw["store"]["trouble"]),
+        bool(raw["store"]["followed"]),
         parse_config(json.dumps(config)) if config is not None else None,
         str(interface.get("name", "")),
         int(interface.get("mtu", 0)),

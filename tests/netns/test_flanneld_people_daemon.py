@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,35 @@ _NFT = (
 
 Networks = Callable[[dict[str, Any]], Network]
 
+_LASTING = """
+import sys
+seconds = int(sys.argv.pop(1))
+sys.argv[:2] = []
+sys.path.insert(0, sys.argv[0])
+from flanneld.subnet.etcd_watch import Timing
+Timing.__new__.__defaults__ = (seconds, *Timing.__new__.__defaults__[1:])
+from flanneld.cli import console
+console()
+"""
 
-def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
+
+def leasing_for(machine: Machine, seconds: int) -> None:
+    """Have a machine's daemon lease its subnet for so long instead of a day."""
+    machine.wrapper = ("/usr/bin/python3", "-c", _LASTING, str(seconds))
+
+
+def flanneld_any(machine: Machine, *words: str, statuses: Container[int] = range(2)) -> str:
     command = ["ip", "netns", "exec", machine.namespace, "/usr/bin/python3", str(machine.lab.pyz), *words]
     command.append(f"-subnet-file={machine.subnet_file}")
     env = {**os.environ, **machine.lab.tools.env}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
-    assert done.returncode == status, done.stdout + done.stderr + machine.log
+    assert done.returncode in statuses, done.stdout + done.stderr + machine.log
     assert "Traceback" not in done.stderr
     return done.stdout
+
+
+def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
+    return flanneld_any(machine, *words, statuses=(status,))
 
 
 def flanneld_json(machine: Machine, *words: str, status: int = 0) -> Any:
@@ -122,6 +142,34 @@ def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
     assert "NOT ready" in text
     assert "lease      none yet" in text
     assert "leases nothing" not in flanneld(machine, "explain", "10.80.1.1", status=1)
+
+
+def test_a_renewed_lease_shows_its_new_end(network: Networks) -> None:
+    net = network({"Network": "10.85.0.0/16", "Backend": {"Type": "vxlan"}})
+    machine = net.machine()
+    leasing_for(machine, 20)
+    machine.start()
+    until(15, lambda: machine.figure("flannel_lease_renewals_total") >= 2, lambda: machine.log)
+    assert 12 < flanneld_json(machine, "status")["lease"]["expires"] <= 20
+    assert f"{machine.subnet}, expires in " in flanneld(machine, "status")
+
+
+def test_an_expired_lease_is_not_all_right(network: Networks) -> None:
+    net = network({"Network": "10.85.0.0/16", "Backend": {"Type": "vxlan"}})
+    machine = net.machine()
+    leasing_for(machine, 4)
+    machine.start()
+    flanneld(machine, "status")
+    net.lab.etcd.stop()
+    try:
+        until(15, lambda: "has probably expired" in machine.log, lambda: machine.log)
+        assert machine.ready()
+        text = flanneld(machine, "status", status=1)
+        assert f"lease      {machine.subnet}, EXPIRED " in text
+        assert ": followed" not in text
+    finally:
+        net.lab.etcd.start()
+    until(20, lambda: "EXPIRED" not in flanneld_any(machine, "status"), lambda: machine.log)
 
 
 @pytest.fixture

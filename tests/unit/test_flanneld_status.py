@@ -96,6 +96,9 @@ def test_a_daemon_that_has_just_started_answers() -> None:
     assert "NOT ready: waiting for the network configuration" in text
     assert "etcd v3: refused" in text
     assert "lease      none yet" in text
+    starting.manager.trouble = ""
+    text = "\n".join(status.overview(status.Look(*read(starting), ()), None))
+    assert "etcd v3: not read yet" in text
 
 
 def test_the_lease_is_that_of_the_manager_where_it_says_it() -> None:
@@ -245,6 +248,12 @@ def test_the_overview_is_what_a_person_needs() -> None:
         "10.5.3.0/24  192.168.60.3  -                            ignored: its backend is host-gw, not vxlan",
         "10.5.2.0/24  192.168.60.2  flannel.1 2a:00:00:00:00:02  ok",
     ]
+
+
+def test_an_expired_lease_is_told() -> None:
+    text = overview(daemon(holding=Holding(lease(1), time.monotonic() - 118.8)))
+    assert "lease      10.5.1.0/24, EXPIRED 1m 59s ago: another machine may take the subnet" in text
+    assert not read(daemon(holding=Holding(lease(1), None)))[0].expired
 
 
 def test_many_peers_are_cut_with_what_is_wrong_on_top() -> None:
