@@ -33,6 +33,14 @@ ETCD_FLAGS: Tuple[Flag, ...] = (
 )
 """Those that say how etcd is reached; `etcd_options` reads them."""
 
+_KLOG = (
+    ("alsologtostderr", "bool", "false"),
+    ("logtostderr", "bool", "false"),
+    ("stderrthreshold", "str", ""),
+    ("log_dir", "str", ""),
+)
+"""Flags of glog, which units in the field have: name, kind, default."""
+
 FLAGS: Tuple[Flag, ...] = (
     *ETCD_FLAGS,
     Flag("etcd-api", "str", "v3", "v3, or v2 to share a network with flanneld 0.17 and older"),
@@ -75,10 +83,7 @@ FLAGS: Tuple[Flag, ...] = (
     Flag("networks", "gone", "", "run a daemon per network, each with its own -etcd-prefix and -subnet-file"),
     Flag("subnet-dir", "gone", "", "use -subnet-file"),
     Flag("use-multi-cluster-cidr", "gone", "", "use the one podCIDR per family that every node has"),
-    Flag("alsologtostderr", "gone", "", "leave it out: the log goes to standard error"),
-    Flag("logtostderr", "gone", "", "leave it out: the log goes to standard error"),
-    Flag("stderrthreshold", "gone", "", "leave it out: all of the log goes to standard error"),
-    Flag("log_dir", "gone", "", "leave it out: the log goes to standard error, which systemd keeps"),
+    *(Flag(name, kind, default, "the log goes to standard error", idle=True) for name, kind, default in _KLOG),
 )
 
 
