@@ -183,6 +183,35 @@ def report(daemon: Daemon) -> Dict[str, Any]:
     }
 
 
+def figures(daemon: Daemon) -> str:
+    """Return FIGURES, those that follow from the daemon's state as it is now. For other threads, as `report` is."""
+    backend, picture, desired = getattr(daemon, "backend", None), daemon.picture, daemon.desired
+    FIGURES.set("flannel_ready", 0 if daemon.trouble() else 1)
+    if backend is not None and picture is not None and desired is not None:
+        own = (daemon.manager.held() or daemon.holding).lease.subnets
+        ignored, programmed, unused = dict(backend.ignored), 0, 0
+        for lease in picture.leases.values():
+            name = lease.name
+            if lease.subnets == own:
+                continue
+            if _leads_to(desired, lease, name, ignored.get(name, "")):
+                programmed += 1
+            elif name in ignored:
+                unused += 1
+        FIGURES.set("flannel_peers_programmed", programmed)
+        FIGURES.set("flannel_leases_ignored", unused, reason="backend")
+    return FIGURES.text()
+
+
+def _leads_to(desired: dp.Desired, lease: Lease, name: str, ignored: str) -> bool:
+    """Tell whether something that is wanted leads to a lease: a route of its own, or one to the whole network."""
+    routes = desired.routes
+    if name in routes or any(str(one) in routes for one in lease.subnets):
+        return True
+    networks = desired.ownership.networks
+    return not ignored and any(str(networks.get(one.version)) in routes for one in lease.subnets)
+
+
 def config_json(config: NetworkConfig) -> Dict[str, Any]:
     """Return a configuration in the form in which it is written, everything that has a default said."""
     found: Dict[str, Any] = {"EnableIPv4": config.ipv4 is not None, "EnableIPv6": config.ipv6 is not None}
@@ -200,7 +229,7 @@ def config_json(config: NetworkConfig) -> Dict[str, Any]:
 def peer_json(lease: Lease, ignored: str, desired: Optional[dp.Desired]) -> Dict[str, Any]:
     """Return another machine's lease, with the reason why it is not used unless something leads to it."""
     attributes = lease.attributes
-    used = desired is not None and any(str(one) in desired.routes for one in lease.subnets)
+    used = desired is not None and _leads_to(desired, lease, lease.name, ignored)
     return {
         "subnets": [str(one) for one in lease.subnets],
         "machine": _by_version({one: attributes.public(one) for one in (4, 6) if attributes.public(one)}),
