@@ -19,7 +19,7 @@ from flanneld.firewall import rules
 from flanneld.flags import Flag, Parsed, parse, usage
 from flanneld.net import interfaces, trial
 from flanneld.net.kernel import Kernel
-from flanneld.options import InterfaceOptions, interface_options
+from flanneld.options import InterfaceOptions, file_name, interface_options
 from flanneld.peercheck import peers
 from flanneld.subnet.config import NetworkConfig, flag, number, parse_config
 from flanneld.subnet.lease import Attributes, Lease
@@ -147,10 +147,11 @@ def examine(subject: Subject) -> List[Finding]:
 
 
 def _subject(parsed: Parsed) -> Tuple[Subject, List[Finding]]:
+    subnet_file = file_name(parsed, "subnet-file")
     running: Optional[state.State] = None
     found: List[Finding] = []
     try:
-        running = state.ask(Path(parsed.text("subnet-file")))[0]
+        running = state.ask(subnet_file)[0]
     except state.NotRunningError:
         pass
     except FlanneldError as error:

@@ -20,6 +20,7 @@ from flanneld.errors import FlanneldError, RulesError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net import trial, wire
 from flanneld.net.kernel import Kernel
+from flanneld.options import file_name
 from flanneld.overlay import BLACKHOLE_PRIORITY
 from flanneld.rules.command import run as run_program
 from flanneld.rules.engine import make_rules
@@ -86,7 +87,8 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         console.write(["Usage: flanneld cleanup [FLAG]...", usage(FLAGS).rstrip()])
         return 0
     console.quiet()
-    subnet_file, everything, dry = Path(parsed.text("subnet-file")), parsed.truth("all"), parsed.truth("dry-run")
+    subnet_file, everything, dry = file_name(parsed, "subnet-file"), parsed.truth("all"), parsed.truth("dry-run")
+    cni_conf = file_name(parsed, "cni-conf") if parsed.text("cni-conf") else None
     if not trial.may_administer():
         raise FlanneldError("cleanup needs the capability NET_ADMIN", "use sudo")
     if not parsed.truth("force") and not dry:
@@ -96,7 +98,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
     traces = find(kernel, env or state.Env({}, {}), everything=everything)
     _remove_network(kernel, traces, report, dry=dry)
     _remove_rules(env, report, everything=everything, dry=dry)
-    _remove_files(subnet_file, parsed.text("cni-conf"), env, report, dry=dry)
+    _remove_files(subnet_file, cni_conf, env, report, dry=dry)
     others = [] if dry else [f"{one}, of another network (-all removes them, too)" for one in rules_there()]
     lines = [f"left: {one}" for one in (*traces.left, *others)]
     if not report.removed and not report.failed:
@@ -268,8 +270,10 @@ def _count(command: Sequence[str], pattern: str) -> int:
         return 0  # the kernel has nothing of the kind
 
 
-def _remove_files(subnet_file: Path, cni_conf: str, env: Optional[state.Env], report: _Report, *, dry: bool) -> None:
-    files = [Path(cni_conf)] if cni_conf else []
+def _remove_files(
+    subnet_file: Path, cni_conf: Optional[Path], env: Optional[state.Env], report: _Report, *, dry: bool
+) -> None:
+    files = [cni_conf] if cni_conf is not None else []
     files.append(state.socket_path(subnet_file))
     if env is not None and (env.networks or env.subnets):
         if report.failed:

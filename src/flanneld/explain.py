@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from flanneld import console, drift, state
@@ -16,6 +15,7 @@ from flanneld.errors import UsageError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net import probe
 from flanneld.net.lookup import Lookup, Way
+from flanneld.options import file_name
 from flanneld.status import NOT_RUNNING, Look, take_look
 from flanneld.subnet.config import Network, NetworkConfig, number
 from flanneld.subnet.lease import canonical
@@ -30,6 +30,8 @@ FLAGS: Tuple[Flag, ...] = (
 
 UDP_PORT = 8285
 """Of the udp backend, unless its configuration says another."""
+
+_UNSEEN = "a route or a rule; look for it with `ip route show table all` and `ip rule`"
 
 
 class Facts(NamedTuple):
@@ -54,7 +56,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     address = _address(text)
     console.quiet()
-    subnet_file = Path(parsed.text("subnet-file"))
+    subnet_file = file_name(parsed, "subnet-file")
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:
@@ -145,10 +147,16 @@ def _peers_pod(look: Look, kernel: Lookup, address: str, peer: state.Peer, subne
     if desired is None or wanted is None:
         return _not_programmed(answer, kernel, address, who, machine, probing=probing)
     lines = _programmed(desired, wanted, drift.Concerned(look.differences))
+    bad = next((f"the {label} {seen.partition(' with ')[0]} {wrong}" for label, seen, wrong in lines if wrong), "")
+    if bad:
+        bad += ". flanneld should repair that within seconds; its log says what keeps it"
     way = kernel.way(address)
     expected = Way(wanted.route.device, wanted.route.gateway)
     lines.append(("way", str(way) if way else "none", "" if way == expected else f"should be {expected}"))
-    bad = next((f"the {label} {seen.partition(' with ')[0]} {wrong}" for label, seen, wrong in lines if wrong), "")
+    if way != expected:
+        bad = _precedence(kernel.obstacle(address, wanted.route)) or bad or _precedence(_UNSEEN)
+    if kernel.holder(address):  # which would answer, and prove nothing
+        return Facts(address, who, lines, False, f"Not reachable: {bad}.")
     if not probing:
         verdict = f"Wrong: {bad}." if bad else "Not tried: everything on this machine is as it should be."
         return Facts(address, who, lines, None, verdict)
@@ -158,6 +166,11 @@ def _peers_pod(look: Look, kernel: Lookup, address: str, peer: state.Peer, subne
     return Facts(
         address, who, lines, reached.get("address", reached["overlay"]), _verdict(answer, wanted, machine, bad, replies)
     )
+
+
+def _precedence(obstacle: str) -> str:
+    """Say that something of the machine's own, which flanneld leaves alone, goes before flanneld's route."""
+    return f"what this machine has of its own takes precedence: {obstacle}" if obstacle else ""
 
 
 def _not_programmed(
@@ -226,7 +239,7 @@ def _verdict(
     if last.reached:
         return f"Reachable, although something is wrong: {bad}." if bad else "Reachable."
     if bad:
-        return f"Not reachable: {bad}. flanneld should repair that within seconds; its log says what keeps it."
+        return f"Not reachable: {bad}."
     if overlay.reached:
         return (
             f"The machine {machine} is reached through the overlay, but {last.target.address} does not answer: no pod"

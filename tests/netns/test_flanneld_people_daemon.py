@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,39 @@ _NFT = (
 
 Networks = Callable[[dict[str, Any]], Network]
 
+_LASTING = """
+import sys
+seconds = int(sys.argv.pop(1))
+sys.argv[:2] = []
+sys.path.insert(0, sys.argv[0])
+from flanneld.subnet.etcd_watch import Timing
+Timing.__new__.__defaults__ = (seconds, *Timing.__new__.__defaults__[1:])
+from flanneld.cli import console
+console()
+"""
 
-def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
+
+def leasing_for(machine: Machine, seconds: int) -> None:
+    """Have a machine's daemon lease its subnet for so long instead of a day."""
+    machine.wrapper = ("/usr/bin/python3", "-c", _LASTING, str(seconds))
+
+
+def flanneld_any(machine: Machine, *words: str, statuses: Container[int] = range(2)) -> str:
     command = ["ip", "netns", "exec", machine.namespace, "/usr/bin/python3", str(machine.lab.pyz), *words]
     command.append(f"-subnet-file={machine.subnet_file}")
     env = {**os.environ, **machine.lab.tools.env}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, check=False)
-    assert done.returncode == status, done.stdout + done.stderr + machine.log
+    assert done.returncode in statuses, done.stdout + done.stderr + machine.log
     assert "Traceback" not in done.stderr
     return done.stdout
+
+
+def flanneld(machine: Machine, *words: str, status: int = 0) -> str:
+    return flanneld_any(machine, *words, statuses=(status,))
+
+
+def flanneld_json(machine: Machine, *words: str, status: int = 0) -> Any:
+    return json.loads(flanneld(machine, *words, "-json", status=status))
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "udp", "host-gw"])
@@ -71,6 +95,44 @@ def test_a_network_in_order(network: Networks, backend: str) -> None:
     )
 
 
+def test_explain_names_what_takes_precedence(network: Networks) -> None:
+    both = {"EnableIPv6": True, "IPv6Network": "fd84::/48"}
+    net = network({"Network": "10.84.0.0/16", "Backend": {"Type": "vxlan"}, **both})
+    one, two = net.started(2)
+    until(5, lambda: flanneld_json(one, "status")["peers"], lambda: one.log)
+    pod, pod6 = f"{two.subnet.network_address + 7}", f"{two.subnet6.network_address + 7}"
+    other = two.subnet.network_address
+    for words, target, named in (
+        (("route", "add", f"{pod}/32", "dev", "eth0"), pod, f"the route {pod}/32 dev eth0; remove that"),
+        (("route", "add", "unreachable", f"{pod}/32"), pod, f"the route unreachable {pod}/32; remove that"),
+        (("route", "add", "prohibit", f"{other}/25"), pod, f"the route prohibit {other}/25; remove that"),
+        (("route", "add", "throw", f"{pod}/32", "metric", "7"), pod, f"the route throw {pod}/32 metric 7; remove that"),
+        (("route", "add", "blackhole", f"{pod6}/128"), pod6, f"the route blackhole {pod6}/128 dev lo metric 1024; "),
+        (("addr", "add", f"{other + 9}/32", "dev", "lo"), str(other + 9), f"its own address {other + 9}/32 dev lo; "),
+        (
+            ("addr", "add", f"{other + 65}/26", "dev", "eth0"),
+            f"{other + 66}",
+            f"its own network {other + 64}/26 dev eth0; give",
+        ),
+        (("rule", "add", "to", f"{pod}/32", "prohibit", "priority", "9"), pod, f"the rule 9: to {pod}/32 prohibit; "),
+        (
+            ("-6", "rule", "add", "to", f"{two.subnet6}", "lookup", "77", "priority", "9"),
+            pod6,
+            f"the rule 9: to {two.subnet6} lookup 77; remove that (`ip -6 rule del priority 9`)",
+        ),
+    ):
+        one.ip(*words)
+        if "77" in words:
+            one.ip("route", "add", str(two.subnet6), "dev", "eth0", "table", "77")
+        for more in ((), ("-probe=false",)):
+            found = flanneld_json(one, "explain", target, *more, status=1)
+            assert named in found["verdict"], found
+            assert "should repair" not in found["verdict"]
+            assert any(step["step"] == "way" and step["wrong"] for step in found["steps"])
+        one.ip(*("del" if word == "add" else word for word in words))
+        assert "everything on this machine is as it should be" in flanneld(one, "explain", target, "-probe=false")
+
+
 def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
     net = network({"Network": "10.80.0.0/16", "Backend": {"Type": "nothing"}})
     machine = net.machine()
@@ -80,6 +142,34 @@ def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
     assert "NOT ready" in text
     assert "lease      none yet" in text
     assert "leases nothing" not in flanneld(machine, "explain", "10.80.1.1", status=1)
+
+
+def test_a_renewed_lease_shows_its_new_end(network: Networks) -> None:
+    net = network({"Network": "10.85.0.0/16", "Backend": {"Type": "vxlan"}})
+    machine = net.machine()
+    leasing_for(machine, 20)
+    machine.start()
+    until(15, lambda: machine.figure("flannel_lease_renewals_total") >= 2, lambda: machine.log)
+    assert 12 < flanneld_json(machine, "status")["lease"]["expires"] <= 20
+    assert f"{machine.subnet}, expires in " in flanneld(machine, "status")
+
+
+def test_an_expired_lease_is_not_all_right(network: Networks) -> None:
+    net = network({"Network": "10.85.0.0/16", "Backend": {"Type": "vxlan"}})
+    machine = net.machine()
+    leasing_for(machine, 4)
+    machine.start()
+    flanneld(machine, "status")
+    net.lab.etcd.stop()
+    try:
+        until(15, lambda: "has probably expired" in machine.log, lambda: machine.log)
+        assert machine.ready()
+        text = flanneld(machine, "status", status=1)
+        assert f"lease      {machine.subnet}, EXPIRED " in text
+        assert ": followed" not in text
+    finally:
+        net.lab.etcd.start()
+    until(20, lambda: "EXPIRED" not in flanneld_any(machine, "status"), lambda: machine.log)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+GETRULE = 34
 
 AF_BRIDGE = 7
 UP = 0x1
@@ -348,3 +349,31 @@ def entry(step: dp.Entry, index: int) -> Tuple[int, int, bytes]:
 def pack(requests: Sequence[Tuple[int, int, bytes]], first: int) -> bytes:
     """Return several requests (kind, flags, body) as one datagram, numbered from `first`."""
     return b"".join(frame(kind, flags, first + place, body) for place, (kind, flags, body) in enumerate(requests))
+
+
+class Rule(NamedTuple):
+    """A rule of policy routing. `unmarked`: it takes packets of this machine that have neither mark nor source yet."""
+
+    priority: int
+    action: int
+    table: int
+    destination: str
+    unmarked: bool
+    inverted: bool
+
+
+def rule_query(version: int) -> bytes:
+    """Return the body that asks for the rules of an IP version."""
+    return _ROUTE.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def parse_rule(message: Message) -> Rule:
+    """Decode a rule (linux/fib_rules.h); `destination` is empty where it is for all."""
+    _, length, source, _, table, _, _, action, flags = _ROUTE.unpack_from(message.body)
+    found = _attributes(message.body, 12)
+    incoming = found.get(3, b"").rstrip(b"\0")
+    unmarked = not source and incoming in {b"", b"lo"} and not _integer(found.get(10)) and not found.get(17)
+    destination = f"{_text(found.get(1))}/{length}" if length else ""
+    return Rule(
+        _integer(found.get(6)), action, _integer(found.get(15)) or table, destination, unmarked, bool(flags & 0x2)
+    )
