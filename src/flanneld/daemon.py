@@ -37,6 +37,7 @@ from flanneld.subnet.change import refusals, remark
 from flanneld.subnet.config import NetworkConfig, parse_config
 from flanneld.subnet.lease import Attributes, Holding, Lease
 from flanneld.subnet.manager import Overrides, Picture, SubnetManager
+from flanneld.threads import guard_threads
 from flanneld.wake import Wake
 
 LOOK = 10.0
@@ -91,6 +92,7 @@ class Daemon:
             signal.signal(number, self._on_signal)
         self.manager.changed = self._wake.up
         self.manager.lost = self._on_lost
+        guard_threads(self._on_lost)
         if self._start():
             self._loop()
         return self._exit()
