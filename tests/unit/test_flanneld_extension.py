@@ -260,6 +260,20 @@ def test_large_input_that_is_not_read_and_output_that_is_no_text() -> None:
     assert shell.run("echo \0", {}).failure.startswith("cannot be run")
 
 
+def test_data_of_a_peer_that_is_no_text(ran: Run) -> None:
+    backend = ran.start()
+    backend.update([lease(2, json.loads('"a\\ud800"')), lease(3)])
+    until(lambda: len(ran.lines) == 2, lambda: ran.lines)
+    assert not backend.trouble()
+    assert ran.lines[0] == "add 10.5.2.0/24 192.0.2.2 a?"
+
+
+def test_no_room_for_the_files_is_a_failure_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w+b", buffering=0) as full:
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda: full)
+        assert shell.run("true", {}, "x").failure == "cannot be run: [Errno 28] No space left on device"
+
+
 def test_secrets_of_the_daemon_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FLANNELD_ETCD_PASSWORD", "ACCESS_KEY_SECRET", "NOTIFY_SOCKET"):
         monkeypatch.setenv(name, "hunter2")

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import resource
 import select
 import socket
 import struct
@@ -383,6 +384,18 @@ def test_leases_are_judged_anew_with_another_configuration(monkeypatch: pytest.M
     backend.follow(backend.config, UNDERLAY)
     backend.update(leases)
     assert set(backend.ignored) == {"10.9.2.0/24"}
+
+
+def test_without_descriptors_left_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = UdpBackend(config(), UNDERLAY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(backend, "_name", "flannel9")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        backend._repair()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert backend.trouble().count("Too many open files") == 3
 
 
 def test_a_taken_port_names_who_has_it() -> None:

@@ -31,20 +31,24 @@ def run(command: str, variables: Mapping[str, str], text: str = "", timeout: flo
     Input and output are files: a program that the command leaves in the background does not keep it from ending. A
     command that takes too long is killed with everything it has started.
     """
+    try:
+        return _run(command, variables, text.encode("utf-8", "replace"), timeout)
+    except (OSError, ValueError) as error:  # also when there is no room for the files
+        return Result("", f"cannot be run: {error}")
+
+
+def _run(command: str, variables: Mapping[str, str], text: bytes, timeout: float) -> Result:
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        given.write(text.encode())
+        given.write(text)
         given.seek(0)
-        try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", command],
-                stdin=given,
-                stdout=output,
-                stderr=errors,
-                env={**for_commands(os.environ), **variables},
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            return Result("", f"cannot be run: {error}")
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=given,
+            stdout=output,
+            stderr=errors,
+            env={**for_commands(os.environ), **variables},
+            start_new_session=True,
+        )
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -184,7 +184,11 @@ class UdpBackend(Backend):
         self._ready.clear()
         self._failures.setdefault("process", "the process of the udp backend is starting")
         self._started_at = time.monotonic()
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._fail("process", f"the process of the udp backend cannot be told anything: {error.strerror}")
+            return
         here.settimeout(_STUCK)
         # A directory, or the zip file that flanneld is run from.
         source = str(Path(__file__).parent.parent.parent)
