@@ -91,8 +91,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.manager.changed = self._wake.up
-        self.manager.lost = self._on_lost
-        guard_threads(self._on_lost)
+        self.manager.lost = self.fail
         if self._start():
             self._loop()
         return self._exit()
@@ -379,7 +378,8 @@ class Daemon:
             os._exit(128 + number)  # asked twice: do not wait for anything
         self._wake.stop()
 
-    def _on_lost(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """End, with this reason; for every thread."""
         self._lost = self._lost or reason
         self._wake.stop()
 
@@ -422,6 +422,7 @@ def run(options: Options, environ: Mapping[str, str]) -> int:
     """Run the daemon; returns the exit status. Every expected failure ends in one line on the log."""
     try:
         daemon = Daemon(options, make_manager(options, environ), environ)
+        guard_threads(daemon.fail)
         _serve(daemon)
         return daemon.run()
     except FlanneldError as error:
