@@ -311,7 +311,7 @@ def test_check_without_a_daemon(net: Net) -> None:
     found = check(machine, f"-config={config}", status=1)
     assert found["MTU"][0]["level"] == "FAILED"
     assert found["device"][0]["level"] == "ok", "the MTU is not the device's fault"
-    assert "192.168.60.0/24 dev eth0" in found["routes"][0]["seen"]
+    assert "own address 192.168.60.1/24 of eth0 lies within the pod network" in found["routes"][0]["seen"]
     code = "import socket, time; s = socket.socket(2, 2); s.bind(('0.0.0.0', 8472)); time.sleep(30)"
     holder = subprocess.Popen(["ip", "netns", "exec", machine.namespace, sys.executable, "-c", code])
     try:
