@@ -136,11 +136,10 @@ def examine(subject: Subject) -> List[Finding]:
     found += firewalls(root, port)
     if subject.network_known:
         own = running.own if running is not None else ()
-        overlaps = interfaces.overlapping(machine, config.networks, own, [*names, *_ours(running)])
-        todo = "give the pod network other addresses, or take the route away"
-        found += [
-            Finding(WARNING, "routes", f"this machine reaches {one} of the pod network", todo) for one in overlaps
-        ]
+        desired = running.desired if running is not None else None
+        made = [(one.destination, one.gateway) for one in desired.routes.values()] if desired is not None else []
+        overlaps = interfaces.overlapping(machine, config.networks, own, [*names, *_ours(running)], made)
+        found += [Finding(WARNING, "routes", one.what, one.todo) for one in overlaps]
         if not overlaps:
             found.append(Finding(OK, "routes", "no other network of this machine overlaps the pod network"))
     return found + managers(root, names)

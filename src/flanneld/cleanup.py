@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from flanneld import console, state
+from flanneld import console, record, state
 from flanneld import dataplane as dp
 from flanneld.errors import FlanneldError, RulesError
 from flanneld.flags import Flag, parse, usage
@@ -95,7 +95,8 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         _refuse_beside_daemon(subnet_file)
     env = state.read_env(subnet_file)
     report, kernel = _Report(dry=dry), Kernel()
-    traces = find(kernel, env or state.Env({}, {}), everything=everything)
+    made = record.read(subnet_file) or frozenset()
+    traces = find(kernel, env or state.Env({}, {}), made, everything=everything)
     _remove_network(kernel, traces, report, dry=dry)
     _remove_rules(env, report, everything=everything, dry=dry)
     _remove_files(subnet_file, cni_conf, env, report, dry=dry)
@@ -109,11 +110,11 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return 1 if report.failed else 0
 
 
-def find(kernel: Kernel, env: state.Env, *, everything: bool) -> Traces:
-    """Return what a daemon with this subnet file has left in the kernel's network."""
+def find(kernel: Kernel, env: state.Env, made: record.Made, *, everything: bool) -> Traces:
+    """Return what a daemon with this subnet file and this record has left in the kernel's network."""
     links, addresses = kernel.links(), kernel.addresses()
     routes = [one for version in (4, 6) for one in kernel.routes(version)]
-    return traces_of(links, addresses, routes, env, everything=everything)
+    return traces_of(links, addresses, routes, env, made, everything=everything)
 
 
 def traces_of(
@@ -121,10 +122,11 @@ def traces_of(
     addresses: Iterable[wire.Address],
     routes: Iterable[wire.RouteEntry],
     env: state.Env,
+    made: record.Made = frozenset(),
     *,
     everything: bool,
 ) -> Traces:
-    """Tell what is flannel's. `everything`: of whatever network. Pure."""
+    """Tell what is flannel's. `everything`: of whatever network, and routes that nobody has recorded. Pure."""
     own = {link.ifindex: [one.address for one in addresses if one.ifindex == link.ifindex] for link in links}
     devices: List[str] = []
     left: List[str] = []
@@ -139,12 +141,16 @@ def traces_of(
             why = f"it has no address of {networks}" if networks else "no subnet file names its network"
             left.append(f"{link.name}: {why} (-all removes it, too)")
     names = {link.ifindex: link.name for link in links}
-    return Traces(tuple(devices), *_routes(routes, names, env, devices), tuple(left))
+    found, blackholes = _routes(routes, names, env, devices)
+    gone = found if everything else [one for one in found if (one.destination, one.gateway) in made or one.onlink]
+    left += [f"{one}, by whomever it was made (-all removes it, too)" for one in found if one not in gone]
+    return Traces(tuple(devices), tuple(gone), blackholes, tuple(left))
 
 
 def _routes(
     routes: Iterable[wire.RouteEntry], names: Mapping[int, str], env: state.Env, devices: Sequence[str]
-) -> Tuple[Tuple[dp.Route, ...], Tuple[Tuple[str, int], ...]]:
+) -> Tuple[List[dp.Route], Tuple[Tuple[str, int], ...]]:
+    """Return the routes that have the form of flannel's, and the blackholes that are."""
     lengths = {version: subnet.prefixlen for version, subnet in env.subnets.items()}
     subnets = set(map(str, env.subnets.values()))
     found: List[dp.Route] = []
@@ -161,14 +167,14 @@ def _routes(
         if one.kind != wire.UNICAST or device in devices:
             continue  # what leads through a device goes along with it
         route = dp.FoundRoute(dp.Route(one.destination, device, one.gateway, one.onlink), one.protocol == wire.BOOT)
-        if dp.ours(route, dp.Ownership(env.networks, device, lengths), ()):
+        ownership = dp.Ownership(env.networks, "" if one.onlink else device, lengths, plain=True)
+        if one.usual and dp.ours(route, dp.Desired(ownership), dp.Past(None)):
             found.append(route.route)
-    return tuple(found), tuple(blackholes)
+    return found, tuple(blackholes)
 
 
 def _within(destination: str, network: Network) -> bool:
-    prefix = ipaddress.ip_network(destination)
-    return prefix.version == network.version and prefix.subnet_of(network)  # type: ignore[arg-type]  # one version
+    return dp.within(ipaddress.ip_network(destination), network)
 
 
 def _looks_like_ours(link: wire.Link) -> bool:
@@ -274,7 +280,7 @@ def _remove_files(
     subnet_file: Path, cni_conf: Optional[Path], env: Optional[state.Env], report: _Report, *, dry: bool
 ) -> None:
     files = [cni_conf] if cni_conf is not None else []
-    files.append(state.socket_path(subnet_file))
+    files += [state.socket_path(subnet_file), record.path(subnet_file)]
     if env is not None and (env.networks or env.subnets):
         if report.failed:
             console.write([f"{subnet_file} is kept: by it the next cleanup knows what to look for"])

@@ -186,7 +186,7 @@ class Daemon:
         if self._overrides.own:
             options = options._replace(public={**options.public, **self._overrides.own})
         machine = interfaces.look(self.kernel, options, self.config.networks)
-        return interfaces.choose(machine, options, self.config.networks)
+        return interfaces.choose(machine, options, self.config.networks, getattr(self, "underlay", None))
 
     def _public(self) -> Dict[int, str]:
         """The addresses announced to the other machines by IP version."""
@@ -210,9 +210,10 @@ class Daemon:
         self.backend.start(own)
         machine = interfaces.look(self.kernel, options.interface, self.config.networks)
         ours = [device.name for device in self.backend.desired(own, ()).devices]
-        for route in interfaces.overlapping(machine, self.config.networks, own.subnets, ours):
-            logger.warning("this machine has a route of its own within the pod network, which may hide pods: %s", route)
-        self.overlay = Overlay(self.kernel, [str(one) for one in own.subnets] if options.blackhole_route else ())
+        blackholes = [str(one) for one in own.subnets] if options.blackhole_route else ()
+        self.overlay = Overlay(self.kernel, blackholes, options.subnet_file)
+        for overlap in interfaces.overlapping(machine, self.config.networks, own.subnets, ours, self.overlay.made):
+            logger.warning("%s", overlap)
         nftables = self.config.nftables
         # What an earlier run made for another network goes, once the rules for this one are there.
         rules = make_rules(nftables, previous_networks(options.subnet_file))
@@ -246,7 +247,7 @@ class Daemon:
             if self._wake.reader in ready:
                 self._wake.drain()
             if self.kernel.events.fileno() in ready:
-                reports = self.kernel.drain(self.desired or _NOTHING, self.underlay.name)
+                reports = self.kernel.drain(self.desired or _NOTHING, self.underlay.name, self.underlay.ifindex)
                 if reports.overlay:
                     overlay.report(now)
                 if reports.underlay:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -327,6 +328,142 @@ def test_the_files_cannot_be_written(network: Networks) -> None:
     assert not machine.ready()
     assert machine.process is not None
     assert machine.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "subnet", "value", "words"),
+    [
+        ("vxlan", "10.81.9.0-24", {"BackendData": {"VtepMAC": "01:00:5e:00:00:01"}}, "no usable VtepMAC"),
+        ("host-gw", "10.81.9.0-24", {"PublicIP": "192.168.60.255"}, "the broadcast address of 192.168.60.0/24"),
+        ("host-gw", "10.81.9.0-24", {"PublicIP": "own"}, "this machine's own address"),
+        ("vxlan", "192.168.60.0-24", {"BackendData": {"VtepMAC": "2a:00:00:00:00:99"}}, "outside of the network"),
+    ],
+)
+def test_one_bad_lease_makes_nobody_unready(
+    network: Networks, backend: str, subnet: str, value: dict[str, Any], words: str
+) -> None:
+    net = network({**CONFIG, "Backend": {"Type": backend}})
+    machine = net.machine()
+    value = {"PublicIP": "192.168.60.99", "BackendType": backend, **value}
+    machine.start()
+    if value["PublicIP"] == "own":
+        value["PublicIP"] = machine.address
+    net.lab.etcd.client("put", key_of(net, subnet), json.dumps(value))
+    said(machine, words)
+    time.sleep(1)
+    assert machine.ready()
+    machine.stop()
+    machine.start()
+    assert machine.log.count(words) == 2, "once in each run"
+
+
+def test_routes_made_by_hand_stay(network: Networks) -> None:
+    """Of the form and protocol of host-gw's: to a reservation, to nobody's subnet, with another metric."""
+    net = network(CONFIG)
+    net.lab.etcd.client("put", key_of(net, "10.81.200.0-24"), json.dumps({"PublicIP": "192.168.60.77"}))
+    one, two = net.started(2)
+    routes = ["10.81.200.0/24 via 192.168.60.77", "10.81.201.0/24 via 192.168.60.254"]
+    for route in (*routes, f"{two.subnet} via 192.168.60.77 metric 100"):
+        one.ip("route", "add", *route.split())
+    time.sleep(1)
+    assert one.ready()
+    one.stop()
+    one.start()
+    said(one, "ip route del 10.81.201.0/24 via 192.168.60.254 dev eth0")
+    there = one.ip("route")
+    assert all(f"{route} dev eth0" in there for route in routes)
+    assert f"{two.subnet} via 192.168.60.77 dev eth0 metric 100" in there
+    assert "does not last" not in one.log
+    acquainted([one, two])
+    every_pair_pings([one, two])
+
+
+def test_a_renamed_interface_costs_nothing(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    index = json.loads(one.ip("-j", "link", "show", "flannel.1"))[0]["ifindex"]
+    one.ip("link", "set", "eth0", "down")
+    one.ip("link", "set", "eth0", "name", "ens9")
+    one.ip("link", "set", "ens9", "up")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS)
+    time.sleep(2)
+    one.ip("route", "del", str(two.subnet))
+    until(5, lambda: one.knows(two), lambda: one.log)
+    assert json.loads(one.ip("-j", "link", "show", "flannel.1"))[0]["ifindex"] == index
+    every_pair_pings([one, two])
+    assert "remove flannel.1" not in one.log
+
+
+def test_what_undoes_repairs_all_the_time_is_trouble_and_does_not_flood(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    lines = one.log.count("\n")
+    script = f"while :; do ip route del {two.subnet} 2>/dev/null; sleep 0.02; done"
+    with subprocess.Popen(["ip", "netns", "exec", one.namespace, "sh", "-c", script]) as fight:
+        try:
+            said(one, "does not last: something else undoes it", 20)
+            until(3, lambda: not one.ready(), lambda: one.log)
+            time.sleep(3)
+        finally:
+            fight.kill()
+    assert one.log.count("\n") - lines < 25, one.log
+    until(3, lambda: one.knows(two), lambda: one.log)
+
+
+def test_two_daemons_with_one_vni_share_the_device(network: Networks) -> None:
+    net, other = network(CONFIG), network({**CONFIG, "Network": "10.83.0.0/16"})
+    first = net.started(2)
+    second = [other.machine("-iptables-forward-rules=false", beside=machine) for machine in first]
+    for machine in second:
+        machine.start()
+        machine.bridge_up("cni1")
+    acquainted(first)
+    acquainted(second)
+    time.sleep(1)
+    lines = [machine.log.count("\n") for machine in (*first, *second)]
+    time.sleep(3)
+    assert [machine.log.count("\n") for machine in (*first, *second)] == lines
+    every_pair_pings(first)
+    every_pair_pings(second)
+
+
+def test_an_interface_that_is_gone_is_named(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "host-gw"}})
+    one, _ = net.started(2)
+    one.ip("link", "del", "eth0")
+    said(one, "the interface eth0 is not there")
+    assert "does not last" not in one.log
+
+
+def test_an_mtu_larger_than_the_interface_is_named_and_not_used(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "vxlan", "MTU": 9000}})
+    machine = net.started(1)[0]
+    assert machine.log.count("Backend.MTU is 9000, more than the 1500 of eth0") == 1
+    assert machine.env["FLANNEL_MTU"] == "1450"
+
+
+def test_ipv6_switched_off_on_the_own_device_is_switched_on(network: Networks) -> None:
+    net = network({**CONFIG, "EnableIPv6": True, "IPv6Network": "fd81::/48"})
+    machine = net.started(1)[0]
+    first = str(machine.subnet6.network_address)
+    machine.exec("sysctl", "-qw", "net.ipv6.conf.flannel-v6/1.disable_ipv6=1")
+    until(3, lambda: f"{first}/128" in machine.ip("addr", "show", "flannel-v6.1"), lambda: machine.log)
+    until(3, machine.ready, lambda: machine.log)
+
+
+def test_a_device_in_another_namespace_is_hinted_at(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    away = f"{machine.namespace}-z"
+    run("ip", "netns", "add", away)
+    try:
+        machine.ip("link", "set", "flannel.1", "netns", away)
+        said(machine, "or it was moved to another network namespace")
+    finally:
+        run("ip", "netns", "del", away)
+    until(15, machine.ready, lambda: machine.log)
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
