@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -81,8 +82,13 @@ def test_a_network_in_order(network: Networks, backend: str) -> None:
     flanneld(one, "cleanup", status=1)
     assert one.stop() == 0
     flanneld(one, "status", status=3)
+    options, foreign = one.subnet_file.with_name("docker"), one.subnet_file.with_name("other")
+    options.write_text(f'DOCKER_NETWORK_OPTIONS=" --bip={one.env["FLANNEL_SUBNET"]} --mtu=1450"\n')
+    foreign.write_text("")
     text = flanneld(one, "cleanup")
     assert "chain FLANNEL-POSTRTG is removed" in text
+    assert f"removed {options}\n" in text
+    assert foreign.exists()
     assert "flannel" not in one.ip("link")
     assert "10.79" not in "".join(line for line in one.ip("route").splitlines() if "cni0" not in line)
     assert "FLANNEL" not in one.exec("iptables-save")
@@ -271,6 +277,11 @@ def test_two_daemons_of_one_machine_are_told_apart(network: Networks) -> None:
     two = second.machine(beside=one)
     two.start()
     assert two.stop() == 0
+    foreseen = flanneld(two, "cleanup", "-dry-run", "-force")
+    everything = flanneld(two, "cleanup", "-dry-run", "-force", "-all")
+    counts = [int(found) for text in (foreseen, everything) for found in re.findall(r"iptables-nft \((\d+)\)", text)]
+    assert len(counts) == 2
+    assert 0 < counts[0] < counts[1], "of the other network there are as many"
     flanneld(two, "cleanup", status=1)
     text = flanneld(two, "cleanup", "-force")
     assert "removed device flannel.2" in text
