@@ -163,6 +163,11 @@ def _subject(parsed: Parsed) -> Tuple[Subject, List[Finding]]:
     elif parsed.text("backend"):
         known = False
         config = parse_config(json.dumps({"Network": _PLACEHOLDER, "Backend": {"Type": parsed.text("backend")}}))
+    elif running is not None:
+        raise UsageError(
+            f"flanneld runs, but waits: {running.trouble}",
+            "it has no configuration yet; say what to check for, with -backend=vxlan or -config=FILE",
+        )
     else:
         raise UsageError(
             "there is no daemon to take the configuration from",

@@ -46,6 +46,9 @@ _KINDS: Tuple[Tuple[str, str], ...] = (
 """Names of devices and what kind they must be of; a number in brackets must be the VNI. The last but two are those of
 Go daemons' backends only, the last one is left by a `check` that was killed."""
 
+_DOCKER_OPTIONS = Path("/run/docker_opts.env")  # what mk-docker-opts writes, unless told otherwise
+_CNI_CONF = Path("/etc/cni/net.d/10-flannel.conflist")
+
 _RULE_PROGRAMS = ("iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft")
 
 
@@ -101,6 +104,8 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
     _remove_rules(env, report, everything=everything, dry=dry)
     _remove_files(subnet_file, cni_conf, env, report, dry=dry)
     others = [] if dry else [f"{one}, of another network (-all removes them, too)" for one in rules_there()]
+    if cni_conf != _CNI_CONF and _CNI_CONF.exists():
+        others.append(f"{_CNI_CONF} (-cni-conf={_CNI_CONF} removes it, too)")
     lines = [f"left: {one}" for one in (*traces.left, *others)]
     if not report.removed and not report.failed:
         lines.append(f"nothing{' else' if lines else ''} of flannel is left on this machine")
@@ -240,8 +245,8 @@ def _remove_rules(env: Optional[state.Env], report: _Report, *, everything: bool
     if spec is None and not everything:
         return  # whose rules they are is told by the network alone
     if dry:
-        for what in rules_there():
-            report.gone(f"{what}, as far as they are this network's")
+        for what in rules_there(() if everything or env is None else [str(one) for one in env.networks.values()]):
+            report.gone(what)
         return
     for nftables in (False, True):
         try:
@@ -254,33 +259,50 @@ def _remove_rules(env: Optional[state.Env], report: _Report, *, everything: bool
         report.told(gone)
 
 
-def rules_there() -> List[str]:
-    """Return in words the traffic rules that look like flannel's, whosever network they are for."""
+def rules_there(networks: Sequence[str] = ()) -> List[str]:
+    """Return in words the traffic rules that look like flannel's: those that name one of the networks, or all."""
     found = []
     for name in _RULE_PROGRAMS:
         if shutil.which(f"{name}-save") is not None:
-            count = _count([f"{name}-save"], r"^-A .*(?:FLANNEL-|flanneld (?:masq|forward))")
+            count = len(_lines([f"{name}-save"], r"^-A .*(?:FLANNEL-|flanneld (?:masq|forward))", networks))
             if count:
                 found.append(f"traffic rules of {name} ({count})")
     if shutil.which("nft") is not None:
-        count = _count(["nft", "list", "tables"], r"^table ip6? flannel-ipv[46]$")
+        tables = _lines(["nft", "list", "tables"], r"^table ip6? flannel-ipv[46]$", ())
+        count = sum(1 for one in tables if not networks or _lines(["nft", "list", *one.split()], "", networks))
         if count:
             found.append(f"tables of nft ({count})")
     return found
 
 
-def _count(command: Sequence[str], pattern: str) -> int:
+def _lines(command: Sequence[str], pattern: str, networks: Sequence[str]) -> List[str]:
     try:
-        return len(re.findall(pattern, run_program(command), re.MULTILINE))
+        printed = run_program(command).splitlines()
     except RulesError:
-        return 0  # the kernel has nothing of the kind
+        return []  # the kernel has nothing of the kind
+    return [
+        line
+        for line in printed
+        if re.search(pattern, line) and (not networks or any(f" {one} " in f"{line} " for one in networks))
+    ]
+
+
+def _docker_files(subnet_file: Path, env: Optional[state.Env]) -> List[Path]:
+    """Return the files with Docker's options that hold the subnet of this machine."""
+    subnet = env.subnets.get(4) if env is not None else None
+    found = []
+    for file in (subnet_file.with_name("docker"), _DOCKER_OPTIONS):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if subnet is not None and f"--bip={subnet.network_address + 1}/{subnet.prefixlen}" in file.read_text():
+                found.append(file)
+    return found
 
 
 def _remove_files(
     subnet_file: Path, cni_conf: Optional[Path], env: Optional[state.Env], report: _Report, *, dry: bool
 ) -> None:
     files = [cni_conf] if cni_conf is not None else []
-    files += [state.socket_path(subnet_file), record.path(subnet_file)]
+    files += [state.socket_path(subnet_file), record.path(subnet_file), *_docker_files(subnet_file, env)]
     if env is not None and (env.networks or env.subnets):
         if report.failed:
             console.write([f"{subnet_file} is kept: by it the next cleanup knows what to look for"])

@@ -212,7 +212,9 @@ class Daemon:
         ours = [device.name for device in self.backend.desired(own, ()).devices]
         blackholes = [str(one) for one in own.subnets] if options.blackhole_route else ()
         self.overlay = Overlay(self.kernel, blackholes, options.subnet_file)
-        for overlap in interfaces.overlapping(machine, self.config.networks, own.subnets, ours, self.overlay.made):
+        wanted = self.backend.desired(own, self.manager.leases().values()).routes.values()
+        made = [*self.overlay.made, *((one.destination, one.gateway) for one in wanted)]
+        for overlap in interfaces.overlapping(machine, self.config.networks, own.subnets, ours, made):
             logger.warning("%s", overlap)
         nftables = self.config.nftables
         # What an earlier run made for another network goes, once the rules for this one are there.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from flanneld import console, drift, state
@@ -60,18 +61,16 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:
-        sys.stderr.write(f"{error}. Is it running? (systemctl status flanneld)\n")
-        way, env = Lookup().way(address), state.read_env(subnet_file)
-        own = next((one for one in env.subnets.values() if _within(address, one)), None) if env else None
-        if own is not None:
-            console.write([f"{address} lies in {own}, the subnet of this machine by {subnet_file}"])
-        console.write(
-            [f"the kernel sends packets to {address} {way}" if way else f"the kernel has no route to {address}"]
-        )
+        facts = _without_daemon(Lookup(), address, subnet_file)
+        if parsed.truth("json"):
+            console.write_json({"running": False, "reason": str(error), **_json(facts)})
+        else:
+            sys.stderr.write(f"{error}. Is it running? (systemctl status flanneld)\n")
+            console.write([*([facts.who] if facts.who else []), facts.verdict])
         return NOT_RUNNING
     facts = explain(look, Lookup(), address, probing=parsed.truth("probe"))
     if parsed.truth("json"):
-        console.write_json(_json(facts))
+        console.write_json({"running": True, **_json(facts)})
     else:
         console.write(_lines(facts))
     return 0 if facts.reachable or (facts.reachable is None and not any(one[2] for one in facts.lines)) else 1
@@ -92,6 +91,15 @@ def explain(look: Look, kernel: Lookup, address: str, *, probing: bool) -> Facts
     if network is not None and _within(address, network):
         return _nobodys(answer, kernel, address, network)
     return _outside(answer, kernel, address, probing=probing)
+
+
+def _without_daemon(kernel: Lookup, address: str, subnet_file: Path) -> Facts:
+    """Return what the kernel and the subnet file tell."""
+    way, env = kernel.way(address), state.read_env(subnet_file)
+    own = next((one for one in env.subnets.values() if _within(address, one)), None) if env else None
+    who = f"{address} lies in {own}, the subnet of this machine by {subnet_file}" if own is not None else ""
+    verdict = f"the kernel sends packets to {address} {way}" if way else f"the kernel has no route to {address}"
+    return Facts(address, who, [("way", str(way) if way else "none", "")], None, verdict)
 
 
 def _own_pod(answer: state.State, kernel: Lookup, address: str, own: Network, *, probing: bool) -> Facts:
@@ -294,17 +302,21 @@ def _nobodys(answer: state.State, kernel: Lookup, address: str, network: Network
 
 
 def _outside(answer: state.State, kernel: Lookup, address: str, *, probing: bool) -> Facts:
-    shown = " and ".join(map(str, answer.networks.values())) or "which is not known yet"
+    shown = f"the pod network is {' and '.join(map(str, answer.networks.values()))}"
+    if not answer.networks:
+        shown = f"flanneld knows no pod network yet: {answer.trouble}"
+        way = kernel.way(address)
+        return Facts(address, f"{address} may be a pod's", [("way", str(way) if way else "none", "")], False, shown)
     version = ipaddress.ip_address(address).version
     holder = kernel.holder(address)
     peer = next((one for one in answer.peers if one.machine.get(version) == address), None)
     if holder:
         who = f"{address} is this machine's own, on {holder}"
-        return Facts(address, who, [], True, f"It is no pod's address: the pod network is {shown}.")
+        return Facts(address, who, [], True, f"It is no pod's address: {shown}.")
     who = f"{address} is the machine that has leased {peer.name}" if peer else f"{address} is not in the pod network"
     way = kernel.way(address)
     lines = [("way", str(way) if way else "none", "")]
-    note = f"It is no pod's address: the pod network is {shown}."
+    note = f"It is no pod's address: {shown}."
     if peer is None or not probing:
         return Facts(address, who, lines, None if peer else False, note)
     reply = probe.ask([probe.Target(address)])[0]

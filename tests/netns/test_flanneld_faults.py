@@ -496,3 +496,34 @@ def cpu(machine: Machine) -> float:
     with open(f"/proc/{machine.process.pid}/stat") as file:  # noqa: PTH123 - a file of the kernel's
         fields = file.read().rsplit(")", maxsplit=1)[-1].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_routes_of_host_gw_are_known_by_their_record(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "host-gw"}})
+    one, two, three = net.started(3)
+    acquainted([one, two, three])
+    until(5, lambda: str(three.subnet) in (one.directory / "subnet.routes").read_text(), lambda: one.log)
+    one.ip("route", "add", "10.81.201.0/24", "via", "192.168.60.254")
+    one.stop()
+    stale = str(three.subnet)
+    three.stop()
+    key = key_of(net, three.key)
+    net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
+    one.start()
+    until(3, lambda: stale not in one.ip("route"), lambda: one.log)
+    assert "10.81.201.0/24" in one.ip("route")
+    assert one.log.count("of its own within") == 1
+
+
+def test_another_name_and_more_addresses_of_the_interface(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    one.ip("link", "set", "eth0", "name", "ens9")
+    said(one, "the machine's interface is ens9")
+    time.sleep(1)
+    until(3, one.ready, lambda: one.log)
+    every_pair_pings([one, two])
+    one.ip("addr", "add", "192.168.60.222/32", "dev", "ens9")
+    time.sleep(1)
+    assert "192.168.60.222" not in one.log

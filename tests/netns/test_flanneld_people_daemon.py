@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -81,8 +82,13 @@ def test_a_network_in_order(network: Networks, backend: str) -> None:
     flanneld(one, "cleanup", status=1)
     assert one.stop() == 0
     flanneld(one, "status", status=3)
+    options, foreign = one.subnet_file.with_name("docker"), one.subnet_file.with_name("other")
+    options.write_text(f'DOCKER_NETWORK_OPTIONS=" --bip={one.env["FLANNEL_SUBNET"]} --mtu=1450"\n')
+    foreign.write_text("")
     text = flanneld(one, "cleanup")
     assert "chain FLANNEL-POSTRTG is removed" in text
+    assert f"removed {options}\n" in text
+    assert foreign.exists()
     assert "flannel" not in one.ip("link")
     assert "10.79" not in "".join(line for line in one.ip("route").splitlines() if "cni0" not in line)
     assert "FLANNEL" not in one.exec("iptables-save")
@@ -141,7 +147,75 @@ def test_a_daemon_that_waits_says_for_what(network: Networks) -> None:
     text = flanneld(machine, "status", status=1)
     assert "NOT ready" in text
     assert "lease      none yet" in text
-    assert "leases nothing" not in flanneld(machine, "explain", "10.80.1.1", status=1)
+    found = flanneld_json(machine, "explain", "10.80.1.1", status=1)
+    assert found["verdict"].startswith("flanneld knows no pod network yet: ")
+    assert "which is not known yet" not in flanneld(machine, "explain", "10.80.1.1", status=1)
+    command = ["ip", "netns", "exec", machine.namespace, "/usr/bin/python3", str(machine.lab.pyz), "check"]
+    command.append(f"-subnet-file={machine.subnet_file}")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "flanneld runs, but waits: " in done.stderr
+
+
+def test_status_while_etcd_is_down_at_the_start(network: Networks) -> None:
+    net = network({"Network": "10.86.0.0/16", "Backend": {"Type": "vxlan"}})
+    machine = net.machine()
+    net.lab.etcd.stop()
+    try:
+        machine.start(wait=False)
+        until(5, machine.subnet_file.with_suffix(".sock").exists, lambda: machine.log)
+        until(10, lambda: "no network configuration yet" in machine.log, lambda: machine.log)
+        text = flanneld(machine, "status", status=1)
+        assert "NOT ready: " in text
+        assert ": not read yet" in text
+        flanneld(machine, "explain", "10.86.1.1", status=1)
+        flanneld(machine, "cleanup", status=1)
+    finally:
+        net.lab.etcd.start()
+    until(20, machine.subnet_file.exists, lambda: machine.log)
+    until(5, lambda: "followed" in flanneld_any(machine, "status"), lambda: machine.log)
+
+
+def test_commands_without_the_subnet_file(network: Networks) -> None:
+    net = network({"Network": "10.87.0.0/16", "Backend": {"Type": "vxlan"}})
+    one, two = net.started(2)
+    gateway = two.gateway
+    until(5, lambda: flanneld_json(one, "status")["peers"], lambda: one.log)
+    one.subnet_file.unlink()
+    flanneld(one, "status")
+    assert flanneld_json(one, "explain", gateway)["verdict"] == "Reachable."
+    flanneld(one, "check")
+    one.stop()
+    one.subnet_file.unlink(missing_ok=True)
+    text = flanneld(one, "cleanup")
+    assert "left: flannel.1: no subnet file names its network (-all removes it, too)" in text
+    assert "removed device flannel.1" in flanneld(one, "cleanup", "-all")
+
+
+def test_a_lease_that_changes_its_type_is_told_as_it_is(network: Networks) -> None:
+    net = network({"Network": "10.88.0.0/16", "Backend": {"Type": "vxlan"}})
+    (machine,) = net.started(1)
+    key = f"{net.prefix}/subnets/10.88.200.0-24"
+    fit = {"PublicIP": "192.168.60.99", "BackendType": "vxlan", "BackendData": {"VtepMAC": "2a:00:00:00:00:99"}}
+    for value, ignored in (
+        ({**fit, "BackendType": "host-gw"}, "its backend is host-gw, not vxlan"),
+        (fit, ""),
+        ({**fit, "BackendType": "host-gw"}, "its backend is host-gw, not vxlan"),
+        (fit, ""),
+    ):
+        net.lab.etcd.client("put", key, json.dumps(value))
+        until(
+            5,
+            lambda: [one["ignored"] for one in flanneld_json(machine, "status")["peers"]] == [ignored],  # noqa: B023
+            lambda: machine.log,
+        )
+        found = flanneld_json(machine, "explain", "10.88.200.1", status=1)
+        assert ("does not use that lease" in found["verdict"]) is bool(ignored)
+        assert ("10.88.200.0/24" in machine.ip("route")) is not bool(ignored)
+    held = net.lab.etcd.client("get", key)
+    net.lab.etcd.client("delete", key, held[2])
+    until(5, lambda: flanneld_json(machine, "status")["peers"] == [], lambda: machine.log)
+    assert "leased to nobody" in flanneld_json(machine, "explain", "10.88.200.1", status=1)["verdict"]
 
 
 def test_a_renewed_lease_shows_its_new_end(network: Networks) -> None:
@@ -203,6 +277,11 @@ def test_two_daemons_of_one_machine_are_told_apart(network: Networks) -> None:
     two = second.machine(beside=one)
     two.start()
     assert two.stop() == 0
+    foreseen = flanneld(two, "cleanup", "-dry-run", "-force")
+    everything = flanneld(two, "cleanup", "-dry-run", "-force", "-all")
+    counts = [int(found) for text in (foreseen, everything) for found in re.findall(r"iptables-nft \((\d+)\)", text)]
+    assert len(counts) == 2
+    assert 0 < counts[0] < counts[1], "of the other network there are as many"
     flanneld(two, "cleanup", status=1)
     text = flanneld(two, "cleanup", "-force")
     assert "removed device flannel.2" in text

@@ -18,6 +18,15 @@ ENV = state.Env(
 NONE = state.Env({}, {})
 
 
+def test_only_docker_options_with_the_own_subnet_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "_DOCKER_OPTIONS", tmp_path / "docker_opts.env")
+    assert cleanup._docker_files(tmp_path / "subnet.env", ENV) == []
+    (tmp_path / "docker").write_text("--bip=10.5.1.1/24 ")
+    (tmp_path / "docker_opts.env").write_text("--bip=10.6.1.1/24 ")
+    assert cleanup._docker_files(tmp_path / "subnet.env", ENV) == [tmp_path / "docker"]
+    assert cleanup._docker_files(tmp_path / "subnet.env", None) == []
+
+
 def link(index: int, name: str, kind: str = "", vni: int = 0) -> wire.Link:
     return wire.Link(index, name, dp.FoundDevice(index, kind, "", 1450, True, vni), 0)
 

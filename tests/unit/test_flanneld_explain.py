@@ -233,3 +233,9 @@ def test_no_daemon_is_status_3(tmp_path: Any, capsys: pytest.CaptureFixture[str]
     assert explain.run(["-subnet-file", str(tmp_path / "subnet.env"), "127.0.0.2"], {}) == 3
     printed = capsys.readouterr()
     assert "Is it running?" in printed.err
+    assert explain.run(["-json", "-subnet-file", str(tmp_path / "subnet.env"), "127.0.0.2"], {}) == 3
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = json.loads(printed.out)
+    assert (found["running"], found["reachable"]) == (False, None)
+    assert found["verdict"] == "the kernel sends packets to 127.0.0.2 dev lo"
