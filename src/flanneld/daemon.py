@@ -24,7 +24,7 @@ from flanneld.health import Answer, probes, serve
 from flanneld.log import Repeated, logger
 from flanneld.metrics import FIGURES
 from flanneld.net import interfaces
-from flanneld.net.kernel import Kernel
+from flanneld.net.kernel import Kernel, Reports
 from flanneld.notify import notify, watchdog_interval
 from flanneld.options import Options
 from flanneld.outputs import SubnetFile, previous_networks, previous_subnets
@@ -69,6 +69,7 @@ class Daemon:
         self._started = False
         self._adrift = Repeated()
         self._overrides = Overrides()
+        self._found: Mapping[str, Lease] = {}
         self._made_for: Optional[Tuple[NetworkConfig, Underlay]] = None
         self.started = time.monotonic()
         self.socket: Optional[StatusSocket] = None
@@ -201,7 +202,8 @@ class Daemon:
 
     def _lease(self) -> None:
         macs = {link.name: link.found.mac for link in self.kernel.links()}
-        self.backend.prepare(Existing(macs, self.manager.leases(), self._public(), self.manager.own_name))
+        self._found = self.manager.leases()
+        self.backend.prepare(Existing(macs, self._found, self._public(), self.manager.own_name))
         previous = previous_subnets(self.options.subnet_file)
         self.holding = self.manager.acquire(self.config, self._attributes(), previous)
 
@@ -212,8 +214,9 @@ class Daemon:
         ours = [device.name for device in self.backend.desired(own, ()).devices]
         blackholes = [str(one) for one in own.subnets] if options.blackhole_route else ()
         self.overlay = Overlay(self.kernel, blackholes, options.subnet_file)
-        wanted = self.backend.desired(own, self.manager.leases().values()).routes.values()
+        wanted = self.backend.desired(own, self._found.values()).routes.values()
         made = [*self.overlay.made, *((one.destination, one.gateway) for one in wanted)]
+        self._found = {}
         for overlap in interfaces.overlapping(machine, self.config.networks, own.subnets, ours, made):
             logger.warning("%s", overlap)
         nftables = self.config.nftables
@@ -249,7 +252,7 @@ class Daemon:
             if self._wake.reader in ready:
                 self._wake.drain()
             if self.kernel.events.fileno() in ready:
-                reports = self.kernel.drain(self.desired or _NOTHING, self.underlay.name, self.underlay.ifindex)
+                reports = self._reports()
                 if reports.overlay:
                     overlay.report(now)
                 if reports.underlay:
@@ -269,6 +272,13 @@ class Daemon:
                 if self.socket is not None:
                     self.socket.ensure()
             self._publish(look=look)
+
+    def _reports(self) -> Reports:
+        try:
+            return self.kernel.drain(self.desired or _NOTHING, self.underlay.name, self.underlay.ifindex)
+        except FlanneldError as error:
+            self._adrift.warn(f"the kernel's reports cannot be read: {error}")
+            return Reports(overlay=True, underlay=True)
 
     def _follow_picture(self) -> bool:
         """Take over a new picture of the leases; True when the kernel has to be looked at."""
