@@ -69,7 +69,6 @@ class Daemon:
         self._started = False
         self._adrift = Repeated()
         self._overrides = Overrides()
-        self._found: Mapping[str, Lease] = {}
         self._made_for: Optional[Tuple[NetworkConfig, Underlay]] = None
         self.started = time.monotonic()
         self.socket: Optional[StatusSocket] = None
@@ -202,23 +201,15 @@ class Daemon:
 
     def _lease(self) -> None:
         macs = {link.name: link.found.mac for link in self.kernel.links()}
-        self._found = self.manager.leases()
-        self.backend.prepare(Existing(macs, self._found, self._public(), self.manager.own_name))
+        self.backend.prepare(Existing(macs, self.manager.leases(), self._public(), self.manager.own_name))
         previous = previous_subnets(self.options.subnet_file)
         self.holding = self.manager.acquire(self.config, self._attributes(), previous)
 
     def _begin(self) -> None:
         own, options = self.own, self.options
         self.backend.start(own)
-        machine = interfaces.look(self.kernel, options.interface, self.config.networks)
-        ours = [device.name for device in self.backend.desired(own, ()).devices]
         blackholes = [str(one) for one in own.subnets] if options.blackhole_route else ()
         self.overlay = Overlay(self.kernel, blackholes, options.subnet_file)
-        wanted = self.backend.desired(own, self._found.values()).routes.values()
-        made = [*self.overlay.made, *((one.destination, one.gateway) for one in wanted)]
-        self._found = {}
-        for overlap in interfaces.overlapping(machine, self.config.networks, own.subnets, ours, made):
-            logger.warning("%s", overlap)
         nftables = self.config.nftables
         # What an earlier run made for another network goes, once the rules for this one are there.
         rules = make_rules(nftables, previous_networks(options.subnet_file))
@@ -295,10 +286,24 @@ class Daemon:
             self.manager.check()
         FIGURES.set("flannel_leases", len(picture.leases))
         self.desired = self.backend.desired(self.own, picture.leases.values())
-        if not first and not changed:
+        if first:
+            self._name_overlaps(self.overlay, self.desired)
+        elif not changed:
             self.overlay.follow(self.desired)
         self.backend.update(picture.leases.values())
         return first or changed or bool(self.overlay.trouble)
+
+    def _name_overlaps(self, overlay: Overlay, desired: dp.Desired) -> None:
+        """Warn of what the machine has of its own within the pod networks."""
+        made = [*overlay.made, *((one.destination, one.gateway) for one in desired.routes.values())]
+        ours = [device.name for device in desired.devices]
+        try:
+            machine = interfaces.look(self.kernel, self.options.interface, self.config.networks)
+        except FlanneldError as error:
+            logger.warning("%s", error)
+            return
+        for overlap in interfaces.overlapping(machine, self.config.networks, self.own.subnets, ours, made):
+            logger.warning("%s", overlap)
 
     def _follow_overrides(self) -> bool:
         """Take over addresses that the store prescribes now; True when something has changed."""
@@ -420,7 +425,7 @@ def make_manager(options: Options, environ: Mapping[str, str]) -> SubnetManager:
 def _serve(daemon: Daemon) -> None:
     """Open the health server, and the socket that `flanneld status` asks."""
     options = daemon.options
-    routes = probes(daemon.trouble, FIGURES.text)
+    routes = probes(daemon.trouble, lambda: state.figures(daemon))
     if options.healthz is not None:
         serve(options.healthz, routes)
 

@@ -81,7 +81,6 @@ class Overlay:
             return
         self.trouble = ""
         self._repeated.clear("the overlay is as it should be again")
-        FIGURES.set("flannel_peers_programmed", len(desired.routes))
 
     def drift(self, desired: dp.Desired) -> List[str]:
         """Return in words what differs from what is wanted, without changing anything."""
@@ -125,7 +124,6 @@ class Overlay:
             left = [one for one in outcome.conflicts if one.step._replace(replaces=True) not in again]
             outcome = Outcome((*outcome.failures, *second.failures), (*left, *second.conflicts))
         self._programmed = desired
-        FIGURES.set("flannel_peers_programmed", len(desired.routes))
         return outcome
 
     def _fail(self, text: str) -> None:

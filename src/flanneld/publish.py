@@ -1,4 +1,4 @@
-"""What the daemon tells the world: the files that others wait for, systemd, and the figures."""
+"""What the daemon tells the world: the files that others wait for, a socket, and systemd."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Mapping, Optional
 from flanneld.errors import FlanneldError, UsageError
 from flanneld.health import Routes, Server, serve
 from flanneld.log import Repeated, logger
-from flanneld.metrics import FIGURES
 from flanneld.notify import notify
 from flanneld.outputs import SubnetFile, cni_conflist, subnet_env, write_atomically
 
@@ -88,6 +87,5 @@ class Publisher:
         return True
 
     def show(self, trouble: str, subnets: str) -> None:
-        """Put into figures and systemd's status whether the daemon is ready."""
-        FIGURES.set("flannel_ready", 0.0 if trouble else 1.0)
+        """Say in systemd's status whether the daemon is ready."""
         self.say(f"subnet {subnets}" if not trouble else f"subnet {subnets}, not ready: {trouble}")

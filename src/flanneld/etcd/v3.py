@@ -357,7 +357,8 @@ def judge(answer: Answer) -> Optional[EtcdError]:
     if answer.status == 404 and not code:
         hint = "the v3 JSON gateway is needed: etcd 3.3 or newer with --enable-grpc-gateway"
         return UnfitError(message, hint, code=_NO_SUCH_PATH)
-    return EtcdError(message, _hint(text, code), code=code) if fit else UnfitError(message)
+    hint = _hint(text, code)
+    return EtcdError(message, hint, code=code) if fit else UnfitError(message, hint)
 
 
 def _hint(text: str, code: int) -> str:
