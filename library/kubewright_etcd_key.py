@@ -1,12 +1,13 @@
 #!/usr/bin/python
-"""A key in etcd that is written once; logic in src/kubewright/machine/etcd.py."""
+"""A key in etcd that is written once; logic in src/kubewright/machine/etcd.py and the action plugin of this name."""
 
 DOCUMENTATION = r"""
 module: kubewright_etcd_key
-short_description: Writes a JSON value to an etcd key once, and refuses to change it once it is in use
+short_description: Writes flannel's configuration to etcd once, and refuses changes that would cut pods off
 description:
   - Creates the key when it does not exist, and replaces what is there while no key below O(users) exists.
-    Fails otherwise, naming both values.
+    Once it is in use, it is replaced by what a running flanneld takes over, such as a larger network.
+    Fails otherwise, naming both values and the reasons.
   - In check mode on a machine where etcd is not set up yet nothing is asked.
 options:
   urls:
@@ -42,6 +43,10 @@ options:
     description: Beginning of the keys that exist once somebody has acted on the value.
     type: str
     required: true
+  replaces:
+    description: A value that is replaced although keys below O(users) exist. Set by the action plugin.
+    type: str
+    default: ""
 author: kubewright
 """
 
@@ -63,6 +68,10 @@ value:
   description: The value found or written.
   type: str
   returned: success
+msg:
+  description: What happens on the nodes, where they have subnets already.
+  type: str
+  returned: when a value that is in use was replaced
 """
 
 import os
@@ -82,6 +91,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "value": {"type": "dict", "required": True},
             "users": {"type": "str", "required": True},
+            "replaces": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -95,14 +105,16 @@ def main() -> None:
         try:
             before = etcd.first_answer(
                 [{**tls, "url": url} for url in p["urls"]],
-                lambda member: etcd.write_once(member, name, wanted, p["users"], module.check_mode),
+                lambda member: etcd.write_once(member, name, wanted, p["users"], p["replaces"], module.check_mode),
             )
         except etcd.InUseError as found:
             module.fail_json(
+                in_use=str(found),
+                wanted=value,
                 msg=f"{name} in etcd is {found}, the inventory wants {value}; nodes have subnets of that network, "
                 "and changing it cuts their pods off, so it is not done silently: set the variables back to what etcd "
                 "holds. For another network all the same, stop kubelet and flanneld on all nodes, run "
-                f"etcdctl del --prefix {p['users']} on an etcd member, then this again, and reboot the nodes"
+                f"etcdctl del --prefix {p['users']} on an etcd member, then this again, and reboot the nodes",
             )
         except (etcd.EtcdError, OSError) as error:
             module.fail_json(msg=str(error))
@@ -110,7 +122,8 @@ def main() -> None:
         module.exit_json(changed=False, value=before)
     headers = {"before_header": name, "after_header": name}
     if before is not None:
-        headers["before_header"] += " (no node has a subnet of it)"
+        in_use = before == p["replaces"]
+        headers["before_header"] += f" ({'nodes have subnets of it' if in_use else 'no node has a subnet of it'})"
     module.exit_json(
         changed=True, value=value, diff={**headers, "before": f"{before}\n" if before else "", "after": f"{value}\n"}
     )

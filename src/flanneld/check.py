@@ -19,7 +19,7 @@ from flanneld.firewall import rules
 from flanneld.flags import Flag, Parsed, parse, usage
 from flanneld.net import interfaces, trial
 from flanneld.net.kernel import Kernel
-from flanneld.options import InterfaceOptions, interface_options
+from flanneld.options import InterfaceOptions, file_name, interface_options
 from flanneld.peercheck import peers
 from flanneld.subnet.config import NetworkConfig, flag, number, parse_config
 from flanneld.subnet.lease import Attributes, Lease
@@ -136,21 +136,21 @@ def examine(subject: Subject) -> List[Finding]:
     found += firewalls(root, port)
     if subject.network_known:
         own = running.own if running is not None else ()
-        overlaps = interfaces.overlapping(machine, config.networks, own, [*names, *_ours(running)])
-        todo = "give the pod network other addresses, or take the route away"
-        found += [
-            Finding(WARNING, "routes", f"this machine reaches {one} of the pod network", todo) for one in overlaps
-        ]
+        desired = running.desired if running is not None else None
+        made = [(one.destination, one.gateway) for one in desired.routes.values()] if desired is not None else []
+        overlaps = interfaces.overlapping(machine, config.networks, own, [*names, *_ours(running)], made)
+        found += [Finding(WARNING, "routes", one.what, one.todo) for one in overlaps]
         if not overlaps:
             found.append(Finding(OK, "routes", "no other network of this machine overlaps the pod network"))
     return found + managers(root, names)
 
 
 def _subject(parsed: Parsed) -> Tuple[Subject, List[Finding]]:
+    subnet_file = file_name(parsed, "subnet-file")
     running: Optional[state.State] = None
     found: List[Finding] = []
     try:
-        running = state.ask(Path(parsed.text("subnet-file")))[0]
+        running = state.ask(subnet_file)[0]
     except state.NotRunningError:
         pass
     except FlanneldError as error:
@@ -163,6 +163,11 @@ def _subject(parsed: Parsed) -> Tuple[Subject, List[Finding]]:
     elif parsed.text("backend"):
         known = False
         config = parse_config(json.dumps({"Network": _PLACEHOLDER, "Backend": {"Type": parsed.text("backend")}}))
+    elif running is not None:
+        raise UsageError(
+            f"flanneld runs, but waits: {running.trouble}",
+            "it has no configuration yet; say what to check for, with -backend=vxlan or -config=FILE",
+        )
     else:
         raise UsageError(
             "there is no daemon to take the configuration from",

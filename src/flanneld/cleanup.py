@@ -14,12 +14,13 @@ import shutil
 from pathlib import Path
 from typing import Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from flanneld import console, state
+from flanneld import console, record, state
 from flanneld import dataplane as dp
 from flanneld.errors import FlanneldError, RulesError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net import trial, wire
 from flanneld.net.kernel import Kernel
+from flanneld.options import file_name
 from flanneld.overlay import BLACKHOLE_PRIORITY
 from flanneld.rules.command import run as run_program
 from flanneld.rules.engine import make_rules
@@ -44,6 +45,9 @@ _KINDS: Tuple[Tuple[str, str], ...] = (
 )
 """Names of devices and what kind they must be of; a number in brackets must be the VNI. The last but two are those of
 Go daemons' backends only, the last one is left by a `check` that was killed."""
+
+_DOCKER_OPTIONS = Path("/run/docker_opts.env")  # what mk-docker-opts writes, unless told otherwise
+_CNI_CONF = Path("/etc/cni/net.d/10-flannel.conflist")
 
 _RULE_PROGRAMS = ("iptables-legacy", "iptables-nft", "ip6tables-legacy", "ip6tables-nft")
 
@@ -86,18 +90,22 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         console.write(["Usage: flanneld cleanup [FLAG]...", usage(FLAGS).rstrip()])
         return 0
     console.quiet()
-    subnet_file, everything, dry = Path(parsed.text("subnet-file")), parsed.truth("all"), parsed.truth("dry-run")
+    subnet_file, everything, dry = file_name(parsed, "subnet-file"), parsed.truth("all"), parsed.truth("dry-run")
+    cni_conf = file_name(parsed, "cni-conf") if parsed.text("cni-conf") else None
     if not trial.may_administer():
         raise FlanneldError("cleanup needs the capability NET_ADMIN", "use sudo")
     if not parsed.truth("force") and not dry:
         _refuse_beside_daemon(subnet_file)
     env = state.read_env(subnet_file)
     report, kernel = _Report(dry=dry), Kernel()
-    traces = find(kernel, env or state.Env({}, {}), everything=everything)
+    made = record.read(subnet_file) or frozenset()
+    traces = find(kernel, env or state.Env({}, {}), made, everything=everything)
     _remove_network(kernel, traces, report, dry=dry)
     _remove_rules(env, report, everything=everything, dry=dry)
-    _remove_files(subnet_file, parsed.text("cni-conf"), env, report, dry=dry)
+    _remove_files(subnet_file, cni_conf, env, report, dry=dry)
     others = [] if dry else [f"{one}, of another network (-all removes them, too)" for one in rules_there()]
+    if cni_conf != _CNI_CONF and _CNI_CONF.exists():
+        others.append(f"{_CNI_CONF} (-cni-conf={_CNI_CONF} removes it, too)")
     lines = [f"left: {one}" for one in (*traces.left, *others)]
     if not report.removed and not report.failed:
         lines.append(f"nothing{' else' if lines else ''} of flannel is left on this machine")
@@ -107,11 +115,11 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
     return 1 if report.failed else 0
 
 
-def find(kernel: Kernel, env: state.Env, *, everything: bool) -> Traces:
-    """Return what a daemon with this subnet file has left in the kernel's network."""
+def find(kernel: Kernel, env: state.Env, made: record.Made, *, everything: bool) -> Traces:
+    """Return what a daemon with this subnet file and this record has left in the kernel's network."""
     links, addresses = kernel.links(), kernel.addresses()
     routes = [one for version in (4, 6) for one in kernel.routes(version)]
-    return traces_of(links, addresses, routes, env, everything=everything)
+    return traces_of(links, addresses, routes, env, made, everything=everything)
 
 
 def traces_of(
@@ -119,10 +127,11 @@ def traces_of(
     addresses: Iterable[wire.Address],
     routes: Iterable[wire.RouteEntry],
     env: state.Env,
+    made: record.Made = frozenset(),
     *,
     everything: bool,
 ) -> Traces:
-    """Tell what is flannel's. `everything`: of whatever network. Pure."""
+    """Tell what is flannel's. `everything`: of whatever network, and routes that nobody has recorded. Pure."""
     own = {link.ifindex: [one.address for one in addresses if one.ifindex == link.ifindex] for link in links}
     devices: List[str] = []
     left: List[str] = []
@@ -137,12 +146,16 @@ def traces_of(
             why = f"it has no address of {networks}" if networks else "no subnet file names its network"
             left.append(f"{link.name}: {why} (-all removes it, too)")
     names = {link.ifindex: link.name for link in links}
-    return Traces(tuple(devices), *_routes(routes, names, env, devices), tuple(left))
+    found, blackholes = _routes(routes, names, env, devices)
+    gone = found if everything else [one for one in found if (one.destination, one.gateway) in made or one.onlink]
+    left += [f"{one}, by whomever it was made (-all removes it, too)" for one in found if one not in gone]
+    return Traces(tuple(devices), tuple(gone), blackholes, tuple(left))
 
 
 def _routes(
     routes: Iterable[wire.RouteEntry], names: Mapping[int, str], env: state.Env, devices: Sequence[str]
-) -> Tuple[Tuple[dp.Route, ...], Tuple[Tuple[str, int], ...]]:
+) -> Tuple[List[dp.Route], Tuple[Tuple[str, int], ...]]:
+    """Return the routes that have the form of flannel's, and the blackholes that are."""
     lengths = {version: subnet.prefixlen for version, subnet in env.subnets.items()}
     subnets = set(map(str, env.subnets.values()))
     found: List[dp.Route] = []
@@ -159,14 +172,14 @@ def _routes(
         if one.kind != wire.UNICAST or device in devices:
             continue  # what leads through a device goes along with it
         route = dp.FoundRoute(dp.Route(one.destination, device, one.gateway, one.onlink), one.protocol == wire.BOOT)
-        if dp.ours(route, dp.Ownership(env.networks, device, lengths), ()):
+        ownership = dp.Ownership(env.networks, "" if one.onlink else device, lengths, plain=True)
+        if one.usual and dp.ours(route, dp.Desired(ownership), dp.Past(None)):
             found.append(route.route)
-    return tuple(found), tuple(blackholes)
+    return found, tuple(blackholes)
 
 
 def _within(destination: str, network: Network) -> bool:
-    prefix = ipaddress.ip_network(destination)
-    return prefix.version == network.version and prefix.subnet_of(network)  # type: ignore[arg-type]  # one version
+    return dp.within(ipaddress.ip_network(destination), network)
 
 
 def _looks_like_ours(link: wire.Link) -> bool:
@@ -232,8 +245,8 @@ def _remove_rules(env: Optional[state.Env], report: _Report, *, everything: bool
     if spec is None and not everything:
         return  # whose rules they are is told by the network alone
     if dry:
-        for what in rules_there():
-            report.gone(f"{what}, as far as they are this network's")
+        for what in rules_there(() if everything or env is None else [str(one) for one in env.networks.values()]):
+            report.gone(what)
         return
     for nftables in (False, True):
         try:
@@ -246,31 +259,50 @@ def _remove_rules(env: Optional[state.Env], report: _Report, *, everything: bool
         report.told(gone)
 
 
-def rules_there() -> List[str]:
-    """Return in words the traffic rules that look like flannel's, whosever network they are for."""
+def rules_there(networks: Sequence[str] = ()) -> List[str]:
+    """Return in words the traffic rules that look like flannel's: those that name one of the networks, or all."""
     found = []
     for name in _RULE_PROGRAMS:
         if shutil.which(f"{name}-save") is not None:
-            count = _count([f"{name}-save"], r"^-A .*(?:FLANNEL-|flanneld (?:masq|forward))")
+            count = len(_lines([f"{name}-save"], r"^-A .*(?:FLANNEL-|flanneld (?:masq|forward))", networks))
             if count:
                 found.append(f"traffic rules of {name} ({count})")
     if shutil.which("nft") is not None:
-        count = _count(["nft", "list", "tables"], r"^table ip6? flannel-ipv[46]$")
+        tables = _lines(["nft", "list", "tables"], r"^table ip6? flannel-ipv[46]$", ())
+        count = sum(1 for one in tables if not networks or _lines(["nft", "list", *one.split()], "", networks))
         if count:
             found.append(f"tables of nft ({count})")
     return found
 
 
-def _count(command: Sequence[str], pattern: str) -> int:
+def _lines(command: Sequence[str], pattern: str, networks: Sequence[str]) -> List[str]:
     try:
-        return len(re.findall(pattern, run_program(command), re.MULTILINE))
+        printed = run_program(command).splitlines()
     except RulesError:
-        return 0  # the kernel has nothing of the kind
+        return []  # the kernel has nothing of the kind
+    return [
+        line
+        for line in printed
+        if re.search(pattern, line) and (not networks or any(f" {one} " in f"{line} " for one in networks))
+    ]
 
 
-def _remove_files(subnet_file: Path, cni_conf: str, env: Optional[state.Env], report: _Report, *, dry: bool) -> None:
-    files = [Path(cni_conf)] if cni_conf else []
-    files.append(state.socket_path(subnet_file))
+def _docker_files(subnet_file: Path, env: Optional[state.Env]) -> List[Path]:
+    """Return the files with Docker's options that hold the subnet of this machine."""
+    subnet = env.subnets.get(4) if env is not None else None
+    found = []
+    for file in (subnet_file.with_name("docker"), _DOCKER_OPTIONS):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if subnet is not None and f"--bip={subnet.network_address + 1}/{subnet.prefixlen}" in file.read_text():
+                found.append(file)
+    return found
+
+
+def _remove_files(
+    subnet_file: Path, cni_conf: Optional[Path], env: Optional[state.Env], report: _Report, *, dry: bool
+) -> None:
+    files = [cni_conf] if cni_conf is not None else []
+    files += [state.socket_path(subnet_file), record.path(subnet_file), *_docker_files(subnet_file, env)]
     if env is not None and (env.networks or env.subnets):
         if report.failed:
             console.write([f"{subnet_file} is kept: by it the next cleanup knows what to look for"])

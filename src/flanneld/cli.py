@@ -39,6 +39,8 @@ _ANSWERS_TO_NAME = ("mk-docker-opts", "remove-docker0")
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run what `argv` (with the program's name first) asks for; returns the exit status, 2 for a mistake in it."""
     words = list(argv[1:])
+    while words and not words[0]:
+        del words[0]  # systemd makes one of "${VARIABLE}" where that is not set
     name = Path(argv[0]).name
     if name.endswith(".sh"):
         name = name[: -len(".sh")]
@@ -108,6 +110,9 @@ def _daemon(words: List[str], environ: Mapping[str, str]) -> int:
     log.logger.info("CLI flags config: %s", flags.shown(options.FLAGS, parsed))
     for variable in parsed.unknown:
         log.logger.warning("the variable %s belongs to no flag", variable)
+    if parsed.idle:
+        shown = ", ".join(f"-{one}" for one in parsed.idle)
+        log.logger.warning("without effect: %s; all of the log goes to standard error", shown)
     from flanneld import daemon  # noqa: PLC0415 - as above
 
     return daemon.run(wanted, environ)

@@ -6,13 +6,11 @@ own one; one more checks the traffic rules. They meet in immutable pictures and 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
 import selectors
 import signal
-import threading
 import time
 from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
@@ -26,51 +24,27 @@ from flanneld.health import Answer, probes, serve
 from flanneld.log import Repeated, logger
 from flanneld.metrics import FIGURES
 from flanneld.net import interfaces
-from flanneld.net.kernel import Kernel
+from flanneld.net.kernel import Kernel, Reports
 from flanneld.notify import notify, watchdog_interval
 from flanneld.options import Options
-from flanneld.outputs import (
-    SubnetFile,
-    cni_conflist,
-    previous_networks,
-    previous_subnets,
-    subnet_env,
-    write_atomically,
-)
+from flanneld.outputs import SubnetFile, previous_networks, previous_subnets
 from flanneld.overlay import Overlay
+from flanneld.publish import Publisher, StatusSocket
 from flanneld.rules.engine import make_rules
 from flanneld.rules.spec import RuleSpec
 from flanneld.schedule import Schedule
 from flanneld.subnet.change import refusals, remark
 from flanneld.subnet.config import NetworkConfig, parse_config
 from flanneld.subnet.lease import Attributes, Holding, Lease
-from flanneld.subnet.manager import Overrides, Picture, SubnetManager, fetch_config
+from flanneld.subnet.manager import Overrides, Picture, SubnetManager
+from flanneld.threads import guard_threads
+from flanneld.wake import Wake
 
-LOOK = 60.0
-"""Seconds between looks at the kernel when it reports nothing: its reports are not lost, but this is the network."""
+LOOK = 10.0
+"""Seconds between looks at kernel, interface and files when nothing is reported; longer where a look takes long."""
 
-_PAUSE = (0.2, 5.0)  # seconds between attempts of a stage of the start: first and longest
-_REWRITE = 1.0  # seconds between attempts to write the files
+_PAUSE = (0.5, 5.0)  # seconds between attempts of a stage of the start: first and longest
 _NOTHING = dp.Desired(dp.Ownership({}))
-
-
-class Wake:
-    """A pipe that lets other threads and signal handlers interrupt a select."""
-
-    def __init__(self) -> None:
-        self.reader, self._writer = os.pipe()
-        os.set_blocking(self.reader, False)
-        os.set_blocking(self._writer, False)
-
-    def up(self) -> None:
-        """Interrupt the select, now or the next one."""
-        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
-            os.write(self._writer, b".")
-
-    def drain(self) -> None:
-        """Forget the wake-ups seen."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.reader, 4096)
 
 
 class Stage(NamedTuple):
@@ -89,13 +63,15 @@ class Daemon:
         self.manager = manager
         self._environ = environ
         self._wake = Wake()
-        self._stopped = threading.Event()
+        self._publisher = Publisher(options.subnet_file, options.cni_conf, environ)
         self._lost = ""
         self._doing = ""
-        self._published: Optional[SubnetFile] = None
-        self._unwritten, self._adrift = Repeated(), Repeated()
+        self._started = False
+        self._adrift = Repeated()
         self._overrides = Overrides()
+        self._made_for: Optional[Tuple[NetworkConfig, Underlay]] = None
         self.started = time.monotonic()
+        self.socket: Optional[StatusSocket] = None
         # Set by the stages of the start, in this order.
         self.config: NetworkConfig
         self.kernel: Kernel
@@ -115,7 +91,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.manager.changed = self._wake.up
-        self.manager.lost = self._on_lost
+        self.manager.lost = self.fail
         if self._start():
             self._loop()
         return self._exit()
@@ -125,20 +101,29 @@ class Daemon:
         return (
             Stage(
                 "waiting for the network configuration",
-                "the network configuration cannot be used",
+                "no network configuration yet, trying again: ",
                 self._configure,
             ),
-            Stage("choosing the interface", "no interface to use", self._choose_interface),
-            Stage("leasing a subnet", "no lease yet", self._lease),
-            Stage("programming the kernel", "the backend does not start", self._begin),
+            Stage("choosing the interface", "no interface to use, trying again: ", self._choose_interface),
+            Stage("leasing a subnet", "no lease yet, trying again: ", self._lease),
+            Stage("programming the kernel", "the backend does not start, trying again: ", self._begin),
         )
 
     def trouble(self) -> str:
         """Return what keeps the daemon from being ready, empty when nothing does."""
         if self.overlay is None or self.guard is None:
             return self._doing
-        found = self.overlay.trouble or self.backend.trouble() or self.guard.trouble
-        return found or ("" if self._published else f"{self.options.subnet_file} is not written")
+        return self._unprogrammed() or self._publisher.trouble or self._expired()
+
+    def _unprogrammed(self) -> str:
+        assert self.overlay is not None and self.guard is not None  # noqa: S101, PT018 - stages have set them
+        return self.overlay.trouble or self.backend.trouble() or self.guard.trouble
+
+    def _expired(self) -> str:
+        holding = self.manager.held() or self.holding
+        if holding.expires is None or holding.expires > time.monotonic():
+            return ""
+        return f"the lease {self.own.name} has expired: another machine may take it"
 
     @property
     def own(self) -> Lease:
@@ -146,60 +131,66 @@ class Daemon:
         return self.holding.lease
 
     def _start(self) -> bool:
-        """Go through the stages; False when stopped meanwhile."""
+        """Go through the stages; False when stopped meanwhile.
+
+        After a failure all of them are gone through again: what is waited for may be another configuration, another
+        address, or a lease that somebody gives up.
+        """
         stages, repeated, pause = self._stages(), Repeated(), _PAUSE[0]
         place = 0
-        while place < len(stages) and not self._stopped.is_set():
+        while place < len(stages) and not self._wake.stopping:
             stage = stages[place]
-            self._doing = stage.doing
-            notify(self._environ, f"STATUS={stage.doing}")
+            self._doing = self._doing or stage.doing
+            self._publisher.say(self._doing)
             try:
                 stage.action()
             except UsageError:
                 raise
             except FlanneldError as error:
-                self._doing = f"{stage.failing}: {error}"
-                notify(self._environ, f"STATUS={self._doing}")
-                repeated.warn(f"{stage.failing}, trying again: {error}")
-                if isinstance(error, ConfigError):
-                    place = 0  # only another configuration can help
-                self._stopped.wait(pause)
+                self._doing = f"{stage.failing}{error}"
+                self._publisher.say(self._doing)
+                repeated.warn(self._doing)
+                place = 0
+                self._wake.pause(pause)
                 pause = min(pause * 2, _PAUSE[1])
             else:
                 place += 1
-        return not self._stopped.is_set()
+        return not self._wake.stopping
 
     def _configure(self) -> None:
-        config = fetch_config(self.manager, self._stopped)
-        if config is None:
-            return
+        config = parse_config(self.manager.config_text())
         check_backend(config)
+        if config != getattr(self, "config", None):
+            shown = " and ".join(map(str, config.networks.values()))
+            logger.info("network configuration: %s, backend %s", shown, config.backend_type)
         self.config = config
-        shown = " and ".join(map(str, config.networks.values()))
-        logger.info("network configuration: %s, backend %s", shown, config.backend_type)
 
     def _choose_interface(self) -> None:
         if not hasattr(self, "kernel"):
             self.kernel = Kernel()
-        self.underlay = self._underlay()
-        shown = " and ".join(self.underlay.addresses.values())
-        announced = " and ".join(self._public().values())
-        logger.info("using interface %s with %s, announced as %s", self.underlay.name, shown, announced)
         self._overrides = self.manager.overrides()
+        before, self.underlay = getattr(self, "underlay", None), self._underlay()
+        if before is None or before._replace(reach=()) != self.underlay._replace(reach=()):
+            shown = " and ".join(self.underlay.addresses.values())
+            announced = " and ".join(self._public().values())
+            logger.info("using interface %s with %s, announced as %s", self.underlay.name, shown, announced)
+        if self._made_for == (self.config, self.underlay):
+            return  # an attempt that got no further: what it has prepared is still good
+        if hasattr(self, "backend"):
+            self.backend.close()
         self.backend = make_backend(self.config, self.underlay)
+        self._made_for = (self.config, self.underlay)
 
     def _underlay(self) -> Underlay:
         options = self.options.interface
-        own = self.manager.overrides().own
-        if own:
-            options = options._replace(public={**options.public, **own})
+        if self._overrides.own:
+            options = options._replace(public={**options.public, **self._overrides.own})
         machine = interfaces.look(self.kernel, options, self.config.networks)
-        return interfaces.choose(machine, options, self.config.networks)
+        return interfaces.choose(machine, options, self.config.networks, getattr(self, "underlay", None))
 
     def _public(self) -> Dict[int, str]:
         """The addresses announced to the other machines by IP version."""
-        overrides = self.manager.overrides()
-        asked = {**self.options.interface.public, **overrides.own, **overrides.announced}
+        asked = {**self.options.interface.public, **self._overrides.own, **self._overrides.announced}
         return {version: asked.get(version, address) for version, address in self.underlay.addresses.items()}
 
     def _attributes(self) -> Attributes:
@@ -217,11 +208,8 @@ class Daemon:
     def _begin(self) -> None:
         own, options = self.own, self.options
         self.backend.start(own)
-        machine = interfaces.look(self.kernel, options.interface, self.config.networks)
-        ours = [device.name for device in self.backend.desired(own, ()).devices]
-        for route in interfaces.overlapping(machine, self.config.networks, own.subnets, ours):
-            logger.warning("this machine has a route of its own within the pod network, which may hide pods: %s", route)
-        self.overlay = Overlay(self.kernel, [str(one) for one in own.subnets] if options.blackhole_route else ())
+        blackholes = [str(one) for one in own.subnets] if options.blackhole_route else ()
+        self.overlay = Overlay(self.kernel, blackholes, options.subnet_file)
         nftables = self.config.nftables
         # What an earlier run made for another network goes, once the rules for this one are there.
         rules = make_rules(nftables, previous_networks(options.subnet_file))
@@ -244,9 +232,10 @@ class Daemon:
         selector.register(self._wake.reader, selectors.EVENT_READ)
         selector.register(self.kernel.events, selectors.EVENT_READ)
         watchdog = watchdog_interval(self._environ)
-        overlay, underlay = Schedule(LOOK), Schedule()
-        while not self._stopped.is_set():
-            timeout = min(overlay.at, underlay.at) - time.monotonic()
+        overlay, underlay = Schedule(LOOK), Schedule(LOOK)
+        underlay.done(time.monotonic(), time.monotonic(), failing=False)
+        while not self._wake.stopping:
+            timeout = min(overlay.at, underlay.at, self._publisher.at) - time.monotonic()
             ready = {key.fd for key, _ in selector.select(max(0.0, min(timeout, watchdog or LOOK)))}
             now = time.monotonic()
             if watchdog:
@@ -254,7 +243,7 @@ class Daemon:
             if self._wake.reader in ready:
                 self._wake.drain()
             if self.kernel.events.fileno() in ready:
-                reports = self.kernel.drain(self.desired or _NOTHING, self.underlay.name)
+                reports = self._reports()
                 if reports.overlay:
                     overlay.report(now)
                 if reports.underlay:
@@ -266,35 +255,67 @@ class Daemon:
                     overlay.demand(now)
             if self.manager.picture is not self.picture and self._follow_picture():
                 overlay.demand(now)
-            if overlay.at <= now and self.desired is not None:
+            look = overlay.at <= now and self.desired is not None
+            if look and self.desired is not None:
                 begun = time.monotonic()
                 self.overlay.converge(self.desired)
                 overlay.done(begun, time.monotonic(), failing=bool(self.overlay.trouble))
-            self._publish()
+                if self.socket is not None:
+                    self.socket.ensure()
+            self._publish(look=look)
+
+    def _reports(self) -> Reports:
+        try:
+            return self.kernel.drain(self.desired or _NOTHING, self.underlay.name, self.underlay.ifindex)
+        except FlanneldError as error:
+            self._adrift.warn(f"the kernel's reports cannot be read: {error}")
+            return Reports(overlay=True, underlay=True)
 
     def _follow_picture(self) -> bool:
         """Take over a new picture of the leases; True when the kernel has to be looked at."""
         assert self.overlay is not None  # noqa: S101 - a stage has set it
-        overrides = self.manager.overrides()
-        if overrides != self._overrides:
-            self._overrides = overrides
-            self._follow_underlay()
         first, before, picture = self.picture is None, self.picture, self.manager.picture
         if picture is None:
             return False
         self.picture = picture
-        changed = False
+        changed = self._follow_overrides()
         if picture.config and (before is None or picture.config != before.config):
-            changed = self._reconfigure(picture.config)
+            changed = self._reconfigure(picture.config) or changed
         seen = next((lease for lease in picture.leases.values() if lease.subnets == self.own.subnets), None)
         if seen is None or seen.attributes != self.own.attributes:
             self.manager.check()
         FIGURES.set("flannel_leases", len(picture.leases))
         self.desired = self.backend.desired(self.own, picture.leases.values())
-        if not first and not changed:
+        if first:
+            self._name_overlaps(self.overlay, self.desired)
+        elif not changed:
             self.overlay.follow(self.desired)
         self.backend.update(picture.leases.values())
         return first or changed or bool(self.overlay.trouble)
+
+    def _name_overlaps(self, overlay: Overlay, desired: dp.Desired) -> None:
+        """Warn of what the machine has of its own within the pod networks."""
+        made = [*overlay.made, *((one.destination, one.gateway) for one in desired.routes.values())]
+        ours = [device.name for device in desired.devices]
+        try:
+            machine = interfaces.look(self.kernel, self.options.interface, self.config.networks)
+        except FlanneldError as error:
+            logger.warning("%s", error)
+            return
+        for overlap in interfaces.overlapping(machine, self.config.networks, self.own.subnets, ours, made):
+            logger.warning("%s", overlap)
+
+    def _follow_overrides(self) -> bool:
+        """Take over addresses that the store prescribes now; True when something has changed."""
+        try:
+            overrides = self.manager.overrides()
+        except FlanneldError as error:
+            self._adrift.warn(f"the addresses prescribed for this machine stay as they were: {error}")
+            return False
+        if overrides == self._overrides:
+            return False
+        self._overrides = overrides
+        return bool(self._follow_underlay())
 
     def _reconfigure(self, text: str) -> bool:
         """Take over a changed network configuration; True when it was."""
@@ -330,72 +351,55 @@ class Daemon:
         """
         try:
             underlay = self._underlay()
-            if underlay == self.underlay and self._attributes() == self.own.attributes:
-                self._adrift.clear("the interface towards the other machines can be used again")
-                return False
-            if underlay._replace(reach=()) != self.underlay._replace(reach=()):
-                shown = " and ".join(underlay.addresses.values())
-                logger.warning("the machine's interface is %s with %s, MTU %d now", underlay.name, shown, underlay.mtu)
-            self.backend.follow(self.config, underlay)
+            if underlay != self.underlay:
+                self.backend.follow(self.config, underlay)
         except FlanneldError as error:
             # In the middle of a change there may be no address for a while: what was there before is kept.
             self._adrift.warn(f"the interface towards the other machines cannot be used as it is: {error}")
             return None
         self._adrift.clear("the interface towards the other machines can be used again")
-        self.underlay = underlay
+        before, self.underlay = self.underlay, underlay
+        if underlay._replace(reach=()) != before._replace(reach=()):
+            shown = " and ".join(underlay.addresses.values())
+            logger.warning("the machine's interface is %s with %s, MTU %d now", underlay.name, shown, underlay.mtu)
         attributes = self._attributes()
         if attributes != self.own.attributes:
             self.holding = self.holding._replace(lease=self.own._replace(attributes=attributes))
             self.manager.announce(attributes)
+        elif underlay == before:
+            return False
         if self.picture is not None:
             self.desired = self.backend.desired(self.own, self.picture.leases.values())
         return True
 
-    def _publish(self) -> None:
+    def _publish(self, *, look: bool) -> None:
         """Write the files once everything is programmed, and again when they change; say that we are ready."""
-        if self.overlay is None or self.guard is None or self.desired is None:
+        if self.desired is None:
             return
-        trouble = self.overlay.trouble or self.backend.trouble() or self.guard.trouble
-        FIGURES.set("flannel_ready", 0.0 if trouble else 1.0)
-        networks = self.config.networks
         content = SubnetFile(
-            {version: networks[version] for version in sorted(networks)},
+            dict(sorted(self.config.networks.items())),
             {subnet.version: subnet for subnet in self.own.subnets},
             self.backend.mtu,
             self.options.ip_masq,
         )
-        if trouble or content == self._published:
-            return
-        try:
-            if self.options.cni_conf is not None:
-                write_atomically(self.options.cni_conf, cni_conflist(content))
-            write_atomically(self.options.subnet_file, subnet_env(content))
-        except FlanneldError as error:
-            self._unwritten.warn(str(error))
-            self._stopped.wait(_REWRITE)
-            self._wake.up()
-            return
-        self._unwritten.clear()
-        first = self._published is None
-        self._published = content
-        logger.info("wrote %s", self.options.subnet_file)
-        notify(self._environ, *(["READY=1"] if first else []), f"STATUS=subnet {self.own.name}")
-        if first:
+        if not self._unprogrammed() and self._publisher.write(content, look=look) and not self._started:
+            self._started = True
             logger.info("flannel is ready")
+            self._publisher.say(f"subnet {self.own.name}", "READY=1")
             self.manager.ready()
             gc.collect()
             gc.freeze()  # what is there now lives as long as the process: never walk over it again
+        self._publisher.show(self.trouble(), self.own.name)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if self._stopped.is_set():
+        if self._wake.stopping:
             os._exit(128 + number)  # asked twice: do not wait for anything
-        self._stopped.set()
-        self._wake.up()
+        self._wake.stop()
 
-    def _on_lost(self, reason: str) -> None:
-        self._lost = reason
-        self._stopped.set()
-        self._wake.up()
+    def fail(self, reason: str) -> None:
+        """End, with this reason; for every thread."""
+        self._lost = self._lost or reason
+        self._wake.stop()
 
     def _exit(self) -> int:
         notify(self._environ, "STOPPING=1")
@@ -421,25 +425,22 @@ def make_manager(options: Options, environ: Mapping[str, str]) -> SubnetManager:
 def _serve(daemon: Daemon) -> None:
     """Open the health server, and the socket that `flanneld status` asks."""
     options = daemon.options
-    routes = probes(daemon.trouble, FIGURES.text)
+    routes = probes(daemon.trouble, lambda: state.figures(daemon))
     if options.healthz is not None:
         serve(options.healthz, routes)
 
     def status() -> Answer:
         return Answer(200, "application/json", json.dumps(state.report(daemon)))
 
-    try:
-        serve(state.socket_path(options.subnet_file), {**routes, "/status": status})
-    except UsageError:
-        raise
-    except FlanneldError as error:
-        logger.warning("`flanneld status` will not work: %s", error)
+    daemon.socket = StatusSocket(state.socket_path(options.subnet_file), {**routes, "/status": status})
+    daemon.socket.open()
 
 
 def run(options: Options, environ: Mapping[str, str]) -> int:
     """Run the daemon; returns the exit status. Every expected failure ends in one line on the log."""
     try:
         daemon = Daemon(options, make_manager(options, environ), environ)
+        guard_threads(daemon.fail)
         _serve(daemon)
         return daemon.run()
     except FlanneldError as error:

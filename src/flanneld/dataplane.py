@@ -3,16 +3,24 @@
 Addresses, MACs and prefixes are text in the kernel's form (`inet_ntop`): thousands of them are compared, printed and
 looked up, and text is the form in which all of that is cheap.
 
-What the daemon owns, and may remove: its devices; on them addresses within the pod networks, permanent neighbours
-within them, unicast forwarding entries, and routes that lie within them or have the daemon's form (through their own
-first address). On the underlay: routes through a gateway to exactly one subnet of the pod networks. Everything else on
-the machine is foreign and stays.
+What the daemon owns, and may remove:
+
+- its devices; on them addresses, permanent neighbours and routes within the pod networks (also those of an earlier
+  run), and unicast forwarding entries, except for MACs of foreign neighbours; a device of the vxlan backend with the
+  own subnet's first address, when the backend now wants another one or none;
+- on other devices: routes within the pod networks that have vxlan's form (on link through their own first address);
+- on the underlay: routes that it has set, by its own record, which outlives it. For a route that a lease wants, to the
+  same subnet: one through a machine of the network. Where there is no record yet and the backend sets such routes
+  (host-gw, DirectRouting), also those to exactly one subnet that no lease has: they are a Go daemon's.
+
+All of them have the protocol "boot" and the usual metric; as `ip route add` gives both, nothing else is taken for its
+own on the underlay. Everything else on the machine is foreign and stays.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import AbstractSet, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
@@ -59,20 +67,36 @@ class Route(NamedTuple):
 class Ownership(NamedTuple):
     """What the daemon may remove: things within `networks`.
 
-    `underlay`: the interface towards the other machines; `lengths`: SubnetLen by IP version. A route over the underlay
-    through a gateway to exactly one subnet is the daemon's, whichever backend made it: host-gw, or vxlan directly.
+    `underlay`: the interface towards the other machines; `lengths`: SubnetLen by IP version. `plain`: the backend sets
+    routes over the underlay, through a gateway to exactly one subnet.
     """
 
     networks: Mapping[int, Network]
     underlay: str = ""
     lengths: Mapping[int, int] = {}
+    plain: bool = False
+
+
+class Past(NamedTuple):
+    """What this daemon and its earlier runs have made.
+
+    made: (destination, gateway) of the routes over the underlay, None where that is not known; former: the networks of
+    the earlier run.
+    """
+
+    made: Optional[AbstractSet[Tuple[str, str]]] = frozenset()
+    former: Tuple[Network, ...] = ()
+
+
+NO_PAST = Past()
 
 
 class Desired(NamedTuple):
     """The whole overlay of one machine.
 
     addresses: device -> prefixes; neighbours: (device, address) -> MAC; forwarding: (device, MAC) -> machine;
-    routes: by destination.
+    routes: by destination. firsts: the own subnets' first addresses, as prefixes, where no device has them; unused:
+    prefixes of leases that are ignored.
     """
 
     ownership: Ownership
@@ -81,12 +105,14 @@ class Desired(NamedTuple):
     neighbours: Mapping[Tuple[str, str], str] = {}
     forwarding: Mapping[Tuple[str, str], str] = {}
     routes: Mapping[str, Route] = {}
+    firsts: FrozenSet[str] = frozenset()
+    unused: FrozenSet[str] = frozenset()
 
 
 class FoundDevice(NamedTuple):
     """A device as the kernel has it; fields from `vni` on are those of a vxlan.
 
-    `parent_matches` tells that it runs over the interface that now has the wanted name.
+    `parent_matches` tells that it runs over the interface that now has the wanted name, or that there is no such one.
     """
 
     ifindex: int
@@ -104,20 +130,25 @@ class FoundDevice(NamedTuple):
 
 
 class FoundRoute(NamedTuple):
-    """A route of the main table; `by_boot` tells that it has the protocol which the daemon gives its own."""
+    """A route of the main table with the usual metric; `by_boot`: with the protocol that the daemon gives its own."""
 
     route: Route
     by_boot: bool
 
 
 class Found(NamedTuple):
-    """What the kernel has of the wanted devices, and the routes through them and through the underlay."""
+    """What the kernel has of the wanted devices, and the routes through them and through the underlay.
+
+    leftovers: devices of the vxlan backend with the own address that are not wanted; underlay: it is there.
+    """
 
     devices: Mapping[str, FoundDevice] = {}
     addresses: Mapping[str, FrozenSet[str]] = {}
     neighbours: Mapping[Tuple[str, str], str] = {}
     forwarding: FrozenSet[Tuple[str, str, str]] = frozenset()
     routes: Tuple[FoundRoute, ...] = ()
+    leftovers: Tuple[str, ...] = ()
+    underlay: bool = True
 
 
 class CreateDevice(NamedTuple):
@@ -267,11 +298,12 @@ def incompatible(wanted: Device, found: FoundDevice) -> str:
     return "it has a multicast group" if found.group else ""
 
 
-def plan(desired: Desired, found: Found) -> List[Step]:
+def plan(desired: Desired, found: Found, past: Past = NO_PAST) -> List[Step]:
     """Return the steps, in the order in which they must be taken; none when all is as it should be.
 
-    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. Nothing is
-    asked of a tun that is not there: only its backend can open it.
+    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. A device of
+    another backend goes when the routes lead elsewhere. Nothing is asked of a tun that is not there: only its backend
+    can open it.
     """
     steps: List[Step] = []
     absent = set()
@@ -291,8 +323,9 @@ def plan(desired: Desired, found: Found) -> List[Step]:
             steps.append(CreateDevice(device))
         elif not have.up or (have.mac, have.mtu, have.learning) != (device.mac, device.mtu, device.learning):
             steps.append(SetDevice(device))
-    entries = _removals(desired, found) + _additions(desired, found)
-    return steps + [entry for entry in entries if _device(entry) not in absent]
+    entries = _removals(desired, found, past) + _additions(desired, found, past)
+    steps += [entry for entry in entries if _device(entry) not in absent]
+    return steps + [DeleteDevice(name, "it is a leftover of another backend") for name in found.leftovers]
 
 
 def delta(before: Desired, after: Desired) -> Optional[List[Step]]:
@@ -317,19 +350,48 @@ def delta(before: Desired, after: Desired) -> Optional[List[Step]]:
     return steps
 
 
-def ours(found: FoundRoute, ownership: Ownership, devices: Iterable[str]) -> bool:
-    """Tell whether a route is one that a daemon of this network has made."""
+def ours(found: FoundRoute, desired: Desired, past: Past = NO_PAST) -> bool:
+    """Tell whether a route is one that a daemon of this network has made; the rule is that of the module."""
     route = found.route
     if not found.by_boot:
         return False
+    if past.made is not None and (route.destination, route.gateway) in past.made:
+        return True
     prefix = ipaddress.ip_network(route.destination)
-    network = ownership.networks.get(prefix.version)
-    within = network is not None and prefix.subnet_of(network)  # type: ignore[arg-type]  # one version
-    if route.device in devices:
-        return within or _through_itself(route)
-    if route.device == ownership.underlay:
-        return within and bool(route.gateway) and prefix.prefixlen == ownership.lengths.get(prefix.version)
-    return within and route.onlink and _through_itself(route)
+    if not any(within(prefix, one) for one in (*desired.ownership.networks.values(), *past.former)):
+        return False
+    if any(device.name == route.device for device in desired.devices):
+        return True
+    if route.device != desired.ownership.underlay:
+        return route.onlink and _through_itself(route)
+    single = prefix.prefixlen == desired.ownership.lengths.get(prefix.version)
+    return single and bool(route.gateway) and _of_a_machine(route, desired, past)
+
+
+def _of_a_machine(route: Route, desired: Desired, past: Past) -> bool:
+    """Tell whether a route over the underlay to one subnet, which is not in the record, is a daemon's all the same."""
+    unknown = past.made is None and desired.ownership.plain
+    wanted = desired.routes.get(route.destination)
+    if wanted is None:
+        return unknown and route.destination not in desired.unused
+    return unknown or route.gateway == _machine(desired, wanted) or _is_machine(desired, route.gateway)
+
+
+def within(prefix: Network, network: Network) -> bool:
+    """Tell whether a prefix lies within a network; of another IP version it does not."""
+    return prefix.version == network.version and prefix.subnet_of(network)  # type: ignore[arg-type]  # one version
+
+
+def _machine(desired: Desired, route: Route) -> str:
+    """The machine that a wanted route leads to."""
+    mac = desired.neighbours.get((route.device, route.gateway), "")
+    return desired.forwarding.get((route.device, mac), route.gateway)
+
+
+def _is_machine(desired: Desired, address: str) -> bool:
+    return any(one == address for one in desired.forwarding.values()) or any(
+        one.gateway == address for one in desired.routes.values() if one.device == desired.ownership.underlay
+    )
 
 
 def _through_itself(route: Route) -> bool:
@@ -351,33 +413,38 @@ def _device(entry: Entry) -> str:
     return entry.route.device if isinstance(entry, (PutRoute, RemoveRoute)) else entry.device
 
 
-def _removals(desired: Desired, found: Found) -> List[Entry]:
+def _removals(desired: Desired, found: Found, past: Past) -> List[Entry]:
     names = {device.name for device in desired.devices}
+    foreign = {
+        mac
+        for key, mac in found.neighbours.items()
+        if key not in desired.neighbours and not _inside(key[1], desired, past)
+    }
     entries: List[Entry] = [
         RemoveAddress(device, address)
         for device, have in sorted(found.addresses.items())
         for address in sorted(have - desired.addresses.get(device, frozenset()))
-        if device in names and _inside(address.split("/", maxsplit=1)[0], desired.ownership)
+        if device in names and _inside(address.split("/", maxsplit=1)[0], desired, past)
     ]
     entries += [
         RemoveRoute(one.route)
         for one in sorted(found.routes)
-        if one.route.destination not in desired.routes and ours(one, desired.ownership, names)
+        if one.route.destination not in desired.routes and ours(one, desired, past)
     ]
     entries += [
         RemoveNeighbour(device, address, mac)
         for (device, address), mac in found.neighbours.items()
-        if (device, address) not in desired.neighbours and _inside(address, desired.ownership)
+        if (device, address) not in desired.neighbours and _inside(address, desired, past)
     ]
     entries += [
         RemoveForwarding(device, mac, machine)
         for device, mac, machine in sorted(found.forwarding)
-        if mac != NO_MAC and desired.forwarding.get((device, mac)) != machine
+        if mac != NO_MAC and mac not in foreign and desired.forwarding.get((device, mac)) != machine
     ]
     return entries
 
 
-def _additions(desired: Desired, found: Found) -> List[Entry]:
+def _additions(desired: Desired, found: Found, past: Past) -> List[Entry]:
     entries: List[Entry] = [
         AddAddress(device, address)
         for device, want in desired.addresses.items()
@@ -389,18 +456,19 @@ def _additions(desired: Desired, found: Found) -> List[Entry]:
         for key, machine in desired.forwarding.items()
         if (*key, machine) not in found.forwarding
     ]
-    names = [device.name for device in desired.devices]
-    there: Dict[str, FoundRoute] = {one.route.destination: one for one in found.routes}
+    there: Dict[str, FoundRoute] = {}
+    for one in found.routes:
+        there.setdefault(one.route.destination, one)  # of several the kernel takes the first
     for destination, route in desired.routes.items():
         have = there.get(destination)
         if have is None or have.route != route:
-            replaces = have is not None and ours(have, desired.ownership, names)
+            replaces = have is not None and ours(have, desired, past)
             entries.append(PutRoute(route, replaces))
     return entries
 
 
-def _inside(address: str, ownership: Ownership) -> bool:
-    return any(contains(network, address) for network in ownership.networks.values())
+def _inside(address: str, desired: Desired, past: Past) -> bool:
+    return any(contains(network, address) for network in (*desired.ownership.networks.values(), *past.former))
 
 
 def contains(network: Network, address: str) -> bool:

@@ -16,6 +16,7 @@ from flanneld.errors import UsageError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net import probe
 from flanneld.net.lookup import Lookup, Way
+from flanneld.options import file_name
 from flanneld.status import NOT_RUNNING, Look, take_look
 from flanneld.subnet.config import Network, NetworkConfig, number
 from flanneld.subnet.lease import canonical
@@ -30,6 +31,8 @@ FLAGS: Tuple[Flag, ...] = (
 
 UDP_PORT = 8285
 """Of the udp backend, unless its configuration says another."""
+
+_UNSEEN = "a route or a rule; look for it with `ip route show table all` and `ip rule`"
 
 
 class Facts(NamedTuple):
@@ -54,22 +57,20 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     address = _address(text)
     console.quiet()
-    subnet_file = Path(parsed.text("subnet-file"))
+    subnet_file = file_name(parsed, "subnet-file")
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:
-        sys.stderr.write(f"{error}. Is it running? (systemctl status flanneld)\n")
-        way, env = Lookup().way(address), state.read_env(subnet_file)
-        own = next((one for one in env.subnets.values() if _within(address, one)), None) if env else None
-        if own is not None:
-            console.write([f"{address} lies in {own}, the subnet of this machine by {subnet_file}"])
-        console.write(
-            [f"the kernel sends packets to {address} {way}" if way else f"the kernel has no route to {address}"]
-        )
+        facts = _without_daemon(Lookup(), address, subnet_file)
+        if parsed.truth("json"):
+            console.write_json({"running": False, "reason": str(error), **_json(facts)})
+        else:
+            sys.stderr.write(f"{error}. Is it running? (systemctl status flanneld)\n")
+            console.write([*([facts.who] if facts.who else []), facts.verdict])
         return NOT_RUNNING
     facts = explain(look, Lookup(), address, probing=parsed.truth("probe"))
     if parsed.truth("json"):
-        console.write_json(_json(facts))
+        console.write_json({"running": True, **_json(facts)})
     else:
         console.write(_lines(facts))
     return 0 if facts.reachable or (facts.reachable is None and not any(one[2] for one in facts.lines)) else 1
@@ -90,6 +91,15 @@ def explain(look: Look, kernel: Lookup, address: str, *, probing: bool) -> Facts
     if network is not None and _within(address, network):
         return _nobodys(answer, kernel, address, network)
     return _outside(answer, kernel, address, probing=probing)
+
+
+def _without_daemon(kernel: Lookup, address: str, subnet_file: Path) -> Facts:
+    """Return what the kernel and the subnet file tell."""
+    way, env = kernel.way(address), state.read_env(subnet_file)
+    own = next((one for one in env.subnets.values() if _within(address, one)), None) if env else None
+    who = f"{address} lies in {own}, the subnet of this machine by {subnet_file}" if own is not None else ""
+    verdict = f"the kernel sends packets to {address} {way}" if way else f"the kernel has no route to {address}"
+    return Facts(address, who, [("way", str(way) if way else "none", "")], None, verdict)
 
 
 def _own_pod(answer: state.State, kernel: Lookup, address: str, own: Network, *, probing: bool) -> Facts:
@@ -145,10 +155,16 @@ def _peers_pod(look: Look, kernel: Lookup, address: str, peer: state.Peer, subne
     if desired is None or wanted is None:
         return _not_programmed(answer, kernel, address, who, machine, probing=probing)
     lines = _programmed(desired, wanted, drift.Concerned(look.differences))
+    bad = next((f"the {label} {seen.partition(' with ')[0]} {wrong}" for label, seen, wrong in lines if wrong), "")
+    if bad:
+        bad += ". flanneld should repair that within seconds; its log says what keeps it"
     way = kernel.way(address)
     expected = Way(wanted.route.device, wanted.route.gateway)
     lines.append(("way", str(way) if way else "none", "" if way == expected else f"should be {expected}"))
-    bad = next((f"the {label} {seen.partition(' with ')[0]} {wrong}" for label, seen, wrong in lines if wrong), "")
+    if way != expected:
+        bad = _precedence(kernel.obstacle(address, wanted.route)) or bad or _precedence(_UNSEEN)
+    if kernel.holder(address):  # which would answer, and prove nothing
+        return Facts(address, who, lines, False, f"Not reachable: {bad}.")
     if not probing:
         verdict = f"Wrong: {bad}." if bad else "Not tried: everything on this machine is as it should be."
         return Facts(address, who, lines, None, verdict)
@@ -158,6 +174,11 @@ def _peers_pod(look: Look, kernel: Lookup, address: str, peer: state.Peer, subne
     return Facts(
         address, who, lines, reached.get("address", reached["overlay"]), _verdict(answer, wanted, machine, bad, replies)
     )
+
+
+def _precedence(obstacle: str) -> str:
+    """Say that something of the machine's own, which flanneld leaves alone, goes before flanneld's route."""
+    return f"what this machine has of its own takes precedence: {obstacle}" if obstacle else ""
 
 
 def _not_programmed(
@@ -226,7 +247,7 @@ def _verdict(
     if last.reached:
         return f"Reachable, although something is wrong: {bad}." if bad else "Reachable."
     if bad:
-        return f"Not reachable: {bad}. flanneld should repair that within seconds; its log says what keeps it."
+        return f"Not reachable: {bad}."
     if overlay.reached:
         return (
             f"The machine {machine} is reached through the overlay, but {last.target.address} does not answer: no pod"
@@ -281,17 +302,21 @@ def _nobodys(answer: state.State, kernel: Lookup, address: str, network: Network
 
 
 def _outside(answer: state.State, kernel: Lookup, address: str, *, probing: bool) -> Facts:
-    shown = " and ".join(map(str, answer.networks.values())) or "which is not known yet"
+    shown = f"the pod network is {' and '.join(map(str, answer.networks.values()))}"
+    if not answer.networks:
+        shown = f"flanneld knows no pod network yet: {answer.trouble}"
+        way = kernel.way(address)
+        return Facts(address, f"{address} may be a pod's", [("way", str(way) if way else "none", "")], False, shown)
     version = ipaddress.ip_address(address).version
     holder = kernel.holder(address)
     peer = next((one for one in answer.peers if one.machine.get(version) == address), None)
     if holder:
         who = f"{address} is this machine's own, on {holder}"
-        return Facts(address, who, [], True, f"It is no pod's address: the pod network is {shown}.")
+        return Facts(address, who, [], True, f"It is no pod's address: {shown}.")
     who = f"{address} is the machine that has leased {peer.name}" if peer else f"{address} is not in the pod network"
     way = kernel.way(address)
     lines = [("way", str(way) if way else "none", "")]
-    note = f"It is no pod's address: the pod network is {shown}."
+    note = f"It is no pod's address: {shown}."
     if peer is None or not probing:
         return Facts(address, who, lines, None if peer else False, note)
     reply = probe.ask([probe.Target(address)])[0]

@@ -1,8 +1,8 @@
 """Command-line flags as Go's `flag` package parses them, with `FLANNELD_*` variables for those not given.
 
-`-x v`, `-x=v` and `--x ...` are the same; a boolean takes a value only after `=`. Unlike the Go daemon, an
-unknown flag and a word that is not a flag are errors: with Go's rules `-ip-masq true -iface eth1` silently ignores
-everything after `true`.
+`-x v`, `-x=v` and `--x ...` are the same; a boolean takes a value only after `=`; `--` ends the flags. Unlike the Go
+daemon, an unknown flag and a word that is not a flag are errors: with Go's rules `-ip-masq true -iface eth1` silently
+ignores everything after `true`. An empty word is passed over: systemd makes one of a quoted variable that is not set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _INTEGER = re.compile(r"([+-]?)(0[xX]_?[0-9a-fA-F]|0[oO]_?[0-7]|0[bB]_?[01]|\d)[
 class Flag(NamedTuple):
     """One flag: `kind` is str, int, bool, list (a repeatable string) or gone (old versions had it).
 
-    `help` of a flag that is gone says what took its place. The value of a `secret` flag is never shown.
+    `help` of a flag that is gone says what took its place. The value of a `secret` flag is never shown. One that is
+    `idle` is accepted, for old units, and does nothing.
     """
 
     name: str
@@ -29,18 +30,20 @@ class Flag(NamedTuple):
     default: str
     help: str
     secret: bool = False
+    idle: bool = False
 
 
 class Parsed(NamedTuple):
     """Values by flag name as text (a list for repeatable ones), defaults filled in, and whether help was asked.
 
-    `unknown`: variables that look like ours and belong to no flag.
+    `unknown`: variables that look like ours and belong to no flag. `idle`: flags that were given and do nothing.
     """
 
     values: Mapping[str, str]
     lists: Mapping[str, Tuple[str, ...]]
     help: bool
     unknown: Tuple[str, ...] = ()
+    idle: Tuple[str, ...] = ()
 
     def text(self, name: str) -> str:
         """Return a string flag."""
@@ -73,7 +76,7 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], environ: Mapping[str, str]
     for a flag that is unknown or gone, and for a missing or malformed value.
     """
     given, help_asked = _command_line({flag.name: flag for flag in flags}, argv)
-    flags = _present(flags)
+    flags = [flag for flag in flags if flag.kind != "gone"]
     variables = {environment_name(flag.name): flag for flag in flags if flag.name != "version"}
     if not help_asked:
         for variable, flag in variables.items():
@@ -88,7 +91,8 @@ def parse(flags: Sequence[Flag], argv: Sequence[str], environ: Mapping[str, str]
         else:
             values[flag.name] = seen[-1] if seen else flag.default
     unknown = sorted(name for name in environ if name.startswith(_PREFIX) and name not in variables)
-    return Parsed(values, lists, help_asked, tuple(unknown))
+    idle = tuple(flag.name for flag in flags if flag.idle and flag.name in given)
+    return Parsed(values, lists, help_asked, tuple(unknown), idle)
 
 
 def usage(flags: Sequence[Flag]) -> str:
@@ -120,7 +124,8 @@ def near(word: str, known: Iterable[str]) -> str:
 
 
 def _present(flags: Iterable[Flag]) -> List[Flag]:
-    return [flag for flag in flags if flag.kind != "gone"]
+    """Return the flags that do something."""
+    return [flag for flag in flags if flag.kind != "gone" and not flag.idle]
 
 
 def _command_line(by_name: Mapping[str, Flag], argv: Sequence[str]) -> Tuple[Dict[str, List[str]], bool]:
@@ -128,6 +133,13 @@ def _command_line(by_name: Mapping[str, Flag], argv: Sequence[str]) -> Tuple[Dic
     words = list(argv)
     while words:
         word = words.pop(0)
+        if not word:
+            continue
+        if word == "--":
+            word = next(filter(None, words), "")
+            if not word:
+                break
+            raise UsageError(f"{word!r} stands behind '--'", "all settings are flags: take the '--' out")
         match = re.fullmatch(r"--?([^-=][^=]*)(?:=(.*))?", word, re.DOTALL)
         if match is None:
             raise UsageError(

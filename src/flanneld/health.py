@@ -105,6 +105,8 @@ class Server:
                 answer(connection, self._routes)
         except OSError:
             pass  # it went away
+        except Exception:  # noqa: BLE001 - whatever a stranger sends, the daemon does not end by it
+            logger.exception("a connection to the health server was not answered")
         finally:
             self._free.release()
 

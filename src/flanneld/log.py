@@ -10,7 +10,7 @@ import fnmatch
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, Dict
+from typing import TYPE_CHECKING, Dict, Tuple
 
 if TYPE_CHECKING:
     from flanneld.options import LogOptions
@@ -26,6 +26,8 @@ _WORDS = {
     logging.CRITICAL: "fatal",
 }
 _STDERR = 2
+_FIRST, _LONGEST = 60.0, 1800.0  # seconds until the same failure is told again
+_TEXTS = 16  # of one failure, that are remembered
 
 logger = logging.getLogger("flanneld")
 
@@ -141,25 +143,29 @@ def _one_line(text: str) -> str:
 
 
 class Repeated:
-    """Logs a failure that comes again and again: at once when its text changes, else once a minute.
+    """Logs a failure that comes again and again: at once, then after 1, 2, 4 ... and at last every 30 minutes.
 
-    An etcd outage of hours must not fill a disk, nor may it be silent.
+    An etcd outage of days must not fill a disk, nor may it be silent. Every text has intervals of its own, for two
+    members that are away fail in turn and in different words.
     """
 
-    def __init__(self, every: float = 60.0) -> None:
-        self._every = every
-        self._text = ""
-        self._at = 0.0
+    def __init__(self) -> None:
+        self._told: Dict[str, Tuple[float, float]] = {}  # when last, and the seconds until it is told again
 
     def warn(self, text: str) -> None:
-        """Log `text` as a warning unless the same text was logged less than `every` seconds ago."""
+        """Log `text` as a warning unless it was logged a short time ago."""
         now = time.monotonic()
-        if text != self._text or now - self._at >= self._every:
-            logger.warning("%s", text, stacklevel=2)
-            self._text, self._at = text, now
+        told = self._told.get(text)
+        if told is not None and now - told[0] < told[1]:
+            return
+        logger.warning("%s", text, stacklevel=2)
+        self._told.pop(text, None)
+        self._told[text] = now, _FIRST if told is None else min(told[1] * 2, _LONGEST)
+        if len(self._told) > _TEXTS:
+            del self._told[next(iter(self._told))]  # the one that was told the longest time ago
 
     def clear(self, text: str = "") -> None:
         """Forget the failure; `text` is logged when there was one."""
-        if self._text and text:
+        if self._told and text:
             logger.info("%s", text, stacklevel=2)
-        self._text, self._at = "", 0.0
+        self._told.clear()

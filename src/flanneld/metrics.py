@@ -18,9 +18,9 @@ class Metric(NamedTuple):
 
 METRICS: Tuple[Metric, ...] = (
     Metric("flannel_leases", "gauge", "Leases in the network, the own one included."),
-    Metric("flannel_leases_ignored", "gauge", "Leases that are malformed, of another backend, or in conflict."),
-    Metric("flannel_peers_programmed", "gauge", "Other machines whose entries are in the kernel."),
-    Metric("flannel_ready", "gauge", "1 while everything is as it should be."),
+    Metric("flannel_leases_ignored", "gauge", "Leases that are not used, by reason."),
+    Metric("flannel_peers_programmed", "gauge", "Other machines to which something that is programmed leads."),
+    Metric("flannel_ready", "gauge", "1 while /readyz says so, else 0."),
     Metric("flannel_drift_repaired_total", "counter", "Things in the kernel that were found different and set right."),
     Metric("flannel_rule_repairs_total", "counter", "Times that the traffic rules were found different and set right."),
     Metric("flannel_store_request_seconds", "summary", "Time of requests to etcd or Kubernetes."),
@@ -51,6 +51,11 @@ class Figures:
         with self._lock:
             self._values.setdefault(name, {})[tuple(sorted(labels.items()))] = value
 
+    def drop(self, name: str) -> None:
+        """Take a gauge away: it has no value now."""
+        with self._lock:
+            self._values.pop(name, None)
+
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Count one more observation of a summary."""
         self.add(f"{name}_sum", seconds, **labels)
@@ -72,8 +77,13 @@ class Figures:
                     names = [f"{metric.name}_sum", f"{metric.name}_count"]
                 for name in names:
                     values = self._values.get(name, {} if metric.kind == "gauge" else {(): 0.0})
-                    lines += [f"{name}{_labels(labels)} {value:g}" for labels, value in sorted(values.items())]
+                    lines += [f"{name}{_labels(labels)} {_number(value)}" for labels, value in sorted(values.items())]
         return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    """Return a number with all of its digits."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _labels(labels: _Labels) -> str:

@@ -18,9 +18,8 @@ from flanneld.flags import Flag, parse, usage
 from flanneld.subnet.lease import Lease, format_key, parse_lease
 from flanneld.subnet.store import CONFIG, SUBNETS
 
-_ETCD = tuple(flag for flag in options.FLAGS if flag.name.startswith("etcd-"))
 FLAGS: Tuple[Flag, ...] = (
-    *_ETCD,
+    *options.ETCD_FLAGS,
     Flag("dry-run", "bool", "false", "say what would be done, and do nothing"),
     Flag("force", "bool", "false", "write also over what v3 has with another value"),
 )
@@ -71,23 +70,25 @@ def plan(old: Sequence[Node], new: Sequence[KeyValue], *, force: bool) -> Plan:
 
 
 def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Migrate as `words` say; returns 0, or 1 when something could not be copied. Raises FlanneldError."""
+    """Migrate as `words` say; returns 0, or 1 when there is nothing, or not all could be copied.
+
+    Raises FlanneldError.
+    """
     parsed = parse(FLAGS, words, environ)
     if parsed.help:
-        sys.stderr.write(_USAGE + usage(FLAGS).split("\n", 1)[1])
+        sys.stderr.write(_USAGE + usage(FLAGS))
         return 0
-    # The daemon's own checks of the same flags.
-    _, wanted = options.read([f"-{flag.name}={parsed.text(flag.name)}" for flag in _ETCD], {})
-    if wanted is None:
-        return 0
-    cluster = Cluster(wanted.etcd)
-    start = f"{wanted.prefix}/"
-    _, old = EtcdV2Client(cluster).collect(wanted.prefix, lambda node: node._replace(key=node.key[len(start) :]))
+    cluster = Cluster(options.etcd_options(parsed))
+    prefix = options.prefix(parsed)
+    start = f"{prefix}/"
+    _, old = EtcdV2Client(cluster).collect(prefix, lambda node: node._replace(key=node.key[len(start) :]))
     client = EtcdClient(cluster)
     _, new = client.collect(start, lambda item: item._replace(key=item.key[len(start) :]))
-    _say(f"etcd's v2 store has {len(old)} keys below {wanted.prefix}, its v3 store {len(new)}")
+    _say(f"etcd's v2 store has {len(old)} keys below {prefix or '/'}, its v3 store {len(new)}")
     if not any(node.key == CONFIG for node in old):
         _say(f"there is no {start}{CONFIG} in the v2 store: check -etcd-prefix")
+        if not old and not new:
+            return 1
     todo = plan(old, new, force=parsed.truth("force"))
     for name in todo.same:
         _say(f"{name}: is there already")

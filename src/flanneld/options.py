@@ -33,6 +33,14 @@ ETCD_FLAGS: Tuple[Flag, ...] = (
 )
 """Those that say how etcd is reached; `etcd_options` reads them."""
 
+_KLOG = (
+    ("alsologtostderr", "bool", "false"),
+    ("logtostderr", "bool", "false"),
+    ("stderrthreshold", "str", ""),
+    ("log_dir", "str", ""),
+)
+"""Flags of glog, which units in the field have: name, kind, default."""
+
 FLAGS: Tuple[Flag, ...] = (
     *ETCD_FLAGS,
     Flag("etcd-api", "str", "v3", "v3, or v2 to share a network with flanneld 0.17 and older"),
@@ -75,10 +83,7 @@ FLAGS: Tuple[Flag, ...] = (
     Flag("networks", "gone", "", "run a daemon per network, each with its own -etcd-prefix and -subnet-file"),
     Flag("subnet-dir", "gone", "", "use -subnet-file"),
     Flag("use-multi-cluster-cidr", "gone", "", "use the one podCIDR per family that every node has"),
-    Flag("alsologtostderr", "gone", "", "leave it out: the log goes to standard error"),
-    Flag("logtostderr", "gone", "", "leave it out: the log goes to standard error"),
-    Flag("stderrthreshold", "gone", "", "leave it out: all of the log goes to standard error"),
-    Flag("log_dir", "gone", "", "leave it out: the log goes to standard error, which systemd keeps"),
+    *(Flag(name, kind, default, "the log goes to standard error", idle=True) for name, kind, default in _KLOG),
 )
 
 
@@ -174,8 +179,8 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Parsed, Optio
         prefix=prefix(parsed),
         kube=kube,
         interface=interface_options(parsed),
-        subnet_file=_file(parsed, "subnet-file"),
-        cni_conf=_file(parsed, "cni-conf") if parsed.text("cni-conf") else None,
+        subnet_file=file_name(parsed, "subnet-file"),
+        cni_conf=file_name(parsed, "cni-conf") if parsed.text("cni-conf") else None,
         renew_margin=margin * 60,
         ip_masq=parsed.truth("ip-masq"),
         random_fully=not parsed.truth("ip-masq-fully-random-disable"),
@@ -188,14 +193,17 @@ def read(argv: Sequence[str], environ: Mapping[str, str]) -> Tuple[Parsed, Optio
 
 
 def prefix(parsed: Parsed) -> str:
-    """Return the prefix of the keys in etcd, with a slash in front and none behind."""
-    return "/" + parsed.text("etcd-prefix").strip("/")
+    """Return the prefix of the keys in etcd, with a slash in front and none behind; the root is empty."""
+    text = parsed.text("etcd-prefix").strip("/")
+    return f"/{text}" if text else ""
 
 
 def etcd_options(parsed: Parsed) -> EtcdOptions:
     """Return what ETCD_FLAGS say; raises UsageError."""
     # In a systemd environment file, a comment behind a value is a part of the value.
-    given = parsed.text("etcd-endpoints").partition("#")[0]
+    given = re.split(r"\s#", parsed.text("etcd-endpoints"))[0]
+    _no_user("etcd-endpoints", given)  # before it is cut anywhere: a part of a password must not be shown
+    given = given.partition("#")[0]
     endpoints = tuple(part.strip().rstrip("/") for part in given.split(",") if part.strip())
     if not endpoints:
         raise UsageError("-etcd-endpoints is empty", "name at least one member, for example https://192.0.2.1:2379")
@@ -226,7 +234,7 @@ def _kube(parsed: Parsed) -> KubeOptions:
         parsed.text("kube-api-url").rstrip("/"),
         parsed.text("kubeconfig-file"),
         parsed.text("kube-annotation-prefix"),
-        _file(parsed, "net-config-path"),
+        file_name(parsed, "net-config-path"),
         parsed.truth("set-node-network-unavailable"),
     )
 
@@ -241,6 +249,7 @@ def _check_url(flag: str, text: str, example: str) -> None:
     try:
         url = urlsplit(text)
         well_formed = url.scheme in {"http", "https"} and bool(url.hostname) and (url.port or 1) > 0
+        (url.hostname or "").encode("idna")  # as the resolver gets it: fails for "etcd..example" and long labels
     except ValueError:
         raise UsageError(f"-{flag} contains {text!r}", f"use URLs such as {example}") from None
     if not well_formed or url.path or url.query or url.fragment:
@@ -278,7 +287,8 @@ def _address(flag: str, text: str, version: int) -> str:
         raise UsageError(f"-{flag} is {text!r}, not an IPv{version} address") from None
 
 
-def _file(parsed: Parsed, flag: str) -> Path:
+def file_name(parsed: Parsed, flag: str) -> Path:
+    """Return a flag that names a file; raises UsageError."""
     text = parsed.text(flag)
     path = Path(text)
     if not path.name or "\0" in text or text.endswith("/"):

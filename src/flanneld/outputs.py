@@ -8,7 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from flanneld.errors import FlanneldError
 from flanneld.subnet.config import Network
@@ -30,10 +30,16 @@ def write_atomically(path: Path, text: str) -> bool:
     """Write a file of mode 0644, its directory 0755 when it is not there; never half-written.
 
     A file that holds `text` already is left alone. Tells whether it was written; raises FlanneldError, and then the
-    old file is still there. Links are followed; what is no file (/dev/stdout) is written to as it is.
+    old file is still there. Links are followed; what is no file is written to as it is, and so is what an open
+    descriptor (/dev/stdout) leads to: to replace a file there would leave others with the old one.
     """
     try:
-        if path.exists() and not path.is_file():
+        descriptor = _descriptor(str(path))
+        if descriptor is not None:
+            with open(descriptor, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
+            return True
+        if path.parts[:2] == ("/", "proc") or (path.exists() and not path.is_file()):
             path.write_text(text, encoding="utf-8")
             return True
         path = path.resolve()
@@ -58,6 +64,12 @@ def write_atomically(path: Path, text: str) -> bool:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise FlanneldError(f"{path} cannot be written: {reason}", "check the directory and its free space") from None
     return True
+
+
+def _descriptor(path: str) -> Optional[int]:
+    """Return the descriptor of this process that a path stands for."""
+    match = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,6})", path)
+    return int(match[1]) if match else {"/dev/stdout": 1, "/dev/stderr": 2}.get(path)
 
 
 def subnet_env(content: SubnetFile) -> str:

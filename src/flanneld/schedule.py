@@ -5,7 +5,8 @@ from __future__ import annotations
 SETTLE = 0.05
 """Seconds that the reports of one change are gathered."""
 
-_PATIENCE = 10  # a look may take at most one part in this many of the time
+_PATIENCE = 10  # a look may take at most one part in this many of the time,
+_IDLE = 200  # and one part in this many when nothing is reported
 _FIRST, _LONGEST = 1.0, 10.0  # seconds between attempts while something fails
 
 
@@ -34,5 +35,5 @@ class Schedule:
             self.at = ended + self._pause
             self._pause = min(self._pause * 2, _LONGEST)
         else:
-            self.at = ended + self._every
+            self.at = ended + max(self._every, (ended - begun) * _IDLE)
             self._pause = _FIRST

@@ -60,9 +60,10 @@ class Peer(NamedTuple):
 class State(NamedTuple):
     """A document that was read. What the daemon did not know yet when it answered is None or empty.
 
-    trouble: what keeps the daemon from being ready. since: Unix time of its start. namespace: inode of its network
-    namespace. own: its subnets, which expire in `expires` seconds (None: they do not, or there are none yet).
-    interface: name of the underlay, with its `addresses` and those `announced` by IP version. mtu: that of the pods.
+    trouble: what keeps the daemon from being ready. followed: the leases were read from the store at least once.
+    since: Unix time of its start. namespace: inode of its network namespace. own: its subnets, which expire in
+    `expires` seconds (None: they do not, or there are none yet). interface: name of the underlay, with its `addresses`
+    and those `announced` by IP version. mtu: that of the pods.
     """
 
     version: str
@@ -72,6 +73,7 @@ class State(NamedTuple):
     trouble: str
     store: str
     store_trouble: str
+    followed: bool
     config: Optional[NetworkConfig]
     interface: str
     interface_mtu: int
@@ -84,6 +86,11 @@ class State(NamedTuple):
     rules_trouble: str
     counters: Mapping[str, int]
     desired: Optional[dp.Desired]
+
+    @property
+    def expired(self) -> bool:
+        """Whether the own lease has run out."""
+        return bool(self.own) and self.expires is not None and self.expires <= 0
 
     @property
     def networks(self) -> Mapping[int, Network]:
@@ -129,7 +136,7 @@ def report(daemon: Daemon) -> Dict[str, Any]:
         "namespace": namespace(),
         "ready": not trouble,
         "trouble": trouble,
-        "store": {"name": daemon.manager.name, "trouble": daemon.manager.trouble},
+        "store": {"name": daemon.manager.name, "trouble": daemon.manager.trouble, "followed": picture is not None},
         "config": config_json(config) if config is not None else None,
         "interface": {
             "name": underlay.name,
@@ -176,6 +183,35 @@ def report(daemon: Daemon) -> Dict[str, Any]:
     }
 
 
+def figures(daemon: Daemon) -> str:
+    """Return FIGURES, those that follow from the daemon's state as it is now. For other threads, as `report` is."""
+    backend, picture, desired = getattr(daemon, "backend", None), daemon.picture, daemon.desired
+    FIGURES.set("flannel_ready", 0 if daemon.trouble() else 1)
+    if backend is not None and picture is not None and desired is not None:
+        own = (daemon.manager.held() or daemon.holding).lease.subnets
+        ignored, programmed, unused = dict(backend.ignored), 0, 0
+        for lease in picture.leases.values():
+            name = lease.name
+            if lease.subnets == own:
+                continue
+            if _leads_to(desired, lease, name, ignored.get(name, "")):
+                programmed += 1
+            elif name in ignored:
+                unused += 1
+        FIGURES.set("flannel_peers_programmed", programmed)
+        FIGURES.set("flannel_leases_ignored", unused, reason="backend")
+    return FIGURES.text()
+
+
+def _leads_to(desired: dp.Desired, lease: Lease, name: str, ignored: str) -> bool:
+    """Tell whether something that is wanted leads to a lease: a route of its own, or one to the whole network."""
+    routes = desired.routes
+    if name in routes or any(str(one) in routes for one in lease.subnets):
+        return True
+    networks = desired.ownership.networks
+    return not ignored and any(str(networks.get(one.version)) in routes for one in lease.subnets)
+
+
 def config_json(config: NetworkConfig) -> Dict[str, Any]:
     """Return a configuration in the form in which it is written, everything that has a default said."""
     found: Dict[str, Any] = {"EnableIPv4": config.ipv4 is not None, "EnableIPv6": config.ipv6 is not None}
@@ -193,7 +229,7 @@ def config_json(config: NetworkConfig) -> Dict[str, Any]:
 def peer_json(lease: Lease, ignored: str, desired: Optional[dp.Desired]) -> Dict[str, Any]:
     """Return another machine's lease, with the reason why it is not used unless something leads to it."""
     attributes = lease.attributes
-    used = desired is not None and any(str(one) in desired.routes for one in lease.subnets)
+    used = desired is not None and _leads_to(desired, lease, lease.name, ignored)
     return {
         "subnets": [str(one) for one in lease.subnets],
         "machine": _by_version({one: attributes.public(one) for one in (4, 6) if attributes.public(one)}),
@@ -266,6 +302,7 @@ def _state(raw: Mapping[str, Any]) -> State:
         str(raw["trouble"]),
         str(raw["store"]["name"]),
         str(raw["store"]["trouble"]),
+        bool(raw["store"]["followed"]),
         parse_config(json.dumps(config)) if config is not None else None,
         str(interface.get("name", "")),
         int(interface.get("mtu", 0)),
@@ -316,7 +353,7 @@ def read_env(subnet_file: Path) -> Optional[Env]:
     """Return the contents of a subnet file, None when it is not there; what is malformed in it is left out."""
     from flanneld import outputs  # noqa: PLC0415 - as above
 
-    if not subnet_file.exists():
+    if not os.path.exists(subnet_file):  # noqa: PTH110 - Path.exists fails on a name that is too long
         return None
     found = outputs.read_env(subnet_file)
     networks: Dict[int, Network] = {}

@@ -1,6 +1,6 @@
 """`flanneld status`: what the daemon says, what the kernel has, and where the two differ.
 
-Exit status: 0 ready and nothing differs, 1 not so, 3 no daemon answers.
+Exit status: 0 ready, the lease has not expired and nothing differs, 1 not so, 3 no daemon answers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from flanneld import console, drift, state
 from flanneld.errors import FlanneldError
 from flanneld.flags import Flag, parse, usage
 from flanneld.net.kernel import Kernel
+from flanneld.options import file_name
 
 FLAGS: Tuple[Flag, ...] = (
     Flag(
@@ -44,7 +45,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         console.write(["Usage: flanneld status [FLAG]...", usage(FLAGS).rstrip()])
         return 0
     console.quiet()
-    subnet_file, as_json = Path(parsed.text("subnet-file")), parsed.truth("json")
+    subnet_file, as_json = file_name(parsed, "subnet-file"), parsed.truth("json")
     try:
         look = take_look(subnet_file)
     except state.NotRunningError as error:
@@ -54,7 +55,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
         console.write_json(document(look))
     else:
         console.write(overview(look, shown=None if parsed.truth("all") else _SHOWN))
-    return 1 if look.state.trouble or look.differences else 0
+    return 1 if look.state.trouble or look.differences or look.state.expired else 0
 
 
 def take_look(subnet_file: Path) -> Look:
@@ -119,7 +120,7 @@ def overview(look: Look, shown: Optional[int]) -> List[str]:
     if answer.desired is not None:
         devices = ", ".join(one.name for one in answer.desired.devices)
         rows.append(("pods", f"MTU {answer.mtu}{f' over {devices}' if devices else ''}"))
-    store = f"{answer.store}: {answer.store_trouble}" if answer.store_trouble else f"{answer.store}: followed"
+    store = f"{answer.store}: {answer.store_trouble or ('followed' if answer.followed else 'not read yet')}"
     rows.append(("leases in", console.coloured(store, "yellow") if answer.store_trouble else store))
     if answer.desired is not None:
         rules = console.coloured(answer.rules_trouble, "red") if answer.rules_trouble else "as they should be"
@@ -144,8 +145,11 @@ def _lease(answer: state.State) -> str:
         return "none yet"
     expires = "does not expire"
     if answer.expires is not None:
-        late = answer.expires <= 0
-        expires = "HAS EXPIRED" if late else f"expires in {console.seconds(answer.expires)}"
+        expires = f"expires in {console.seconds(answer.expires)}"
+    if answer.expired:
+        late = console.seconds(-(answer.expires or 0))
+        why = "another machine may take the subnet until flanneld can write it again"
+        expires = console.coloured(f"EXPIRED {late} ago: {why}", "red")
     return f"{' and '.join(map(str, answer.own))}, {expires}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flanneld.backend.registry import check_backend
 from flanneld.errors import ConfigError
+from flanneld.subnet import change
 from flanneld.subnet.config import parse_config
 from kubewright.topology import Cluster
 
@@ -27,6 +28,14 @@ _SOUND = {"pod_cidr": "10.244.0.0/16", "pod_subnet_length": 24}
 def network(cluster: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, Any]:
     """The value of PREFIX/config. `cluster`: the fact of this name; `backend`: flannel_backend."""
     return {"Network": cluster["pod_cidr"], "SubnetLen": cluster["pod_subnet_length"], "Backend": dict(backend)}
+
+
+def refusals(before: str, after: str) -> list[str]:
+    """Why running flannelds would not take over another PREFIX/config, both as text in etcd; empty when they do."""
+    try:
+        return change.refusals(parse_config(before), parse_config(after))
+    except ConfigError as error:
+        return [str(error)]
 
 
 def backend_type(backend: Mapping[str, Any] | None) -> str:

@@ -218,6 +218,7 @@ class Machine:
         self.flags: tuple[str, ...] = ()
         self.wrapper: tuple[str, ...] = ()
         self.python = "/usr/bin/python3"
+        self.environ: dict[str, str] = {}
         if beside is not None:
             self.namespace, self.address, self.address6 = beside.namespace, beside.address, beside.address6
             return
@@ -251,7 +252,8 @@ class Machine:
 
     @property
     def log(self) -> str:
-        return (self.directory / "log").read_text()
+        path = self.directory / "log"
+        return path.read_text() if path.exists() else ""
 
     def start(self, *flags: str, wait: bool = True) -> float:
         """Start flanneld; returns the seconds until it said that it is ready."""
@@ -271,7 +273,7 @@ class Machine:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, (self.directory / "log").open("ab") as log:
             notified.bind(str(path))
-            env = {**self.lab.tools.env, "NOTIFY_SOCKET": str(path)}
+            env = {**self.lab.tools.env, **self.environ, "NOTIFY_SOCKET": str(path)}
             started = time.monotonic()
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
             while wait:

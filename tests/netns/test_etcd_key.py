@@ -88,5 +88,30 @@ def test_written_once_and_replaced_only_while_nobody_has_a_subnet(etcd: Lab, tmp
     assert not refused["changed"]
     assert "set the variables back" in refused["msg"]
     assert f"etcdctl del --prefix {PREFIX}/subnets/" in refused["msg"]
+    assert "Running flannelds would not take it over: the backend's settings differ: vni is null" in refused["msg"]
     assert stored(etcd) == OTHER
     assert not ask(etcd, OTHER)["changed"]
+
+    # What running flannelds take over is written although nodes have subnets.
+    larger = {**OTHER, "Network": "10.240.0.0/12", "SubnetLen": 24}
+    foreseen = ask(etcd, larger, "--check", "--diff")
+    assert foreseen["changed"]
+    assert f"--- before: {PREFIX}/config (nodes have subnets of it)" in foreseen["output"]
+    assert stored(etcd) == OTHER
+    written = ask(etcd, larger)
+    assert written["changed"]
+    assert "every node keeps its subnet" in written["msg"]
+    assert stored(etcd) == larger
+    assert not ask(etcd, larger)["changed"]
+    narrowed = {**larger, "SubnetMin": "10.241.0.0"}
+    assert ask(etcd, narrowed)["changed"]
+    assert stored(etcd) == narrowed
+    for change, reason in (
+        ({"Network": "10.244.0.0/16"}, "the network 10.244.0.0/16 does not contain the present one, 10.240.0.0/12"),
+        ({"SubnetLen": 25}, "SubnetLen is 25 instead of 24"),
+    ):
+        refused = ask(etcd, {**larger, **change})
+        assert reason in refused["msg"]
+        assert stored(etcd) == narrowed
+    etcd.etcd.client("put", f"{PREFIX}/config", "not json")
+    assert "the network configuration is not JSON" in ask(etcd, larger)["msg"]

@@ -220,6 +220,8 @@ def test_a_change_of_the_backend_at_a_restart(network: Networks, before: dict[st
     for machine in machines:
         machine.start()
     assert [machine.subnet for machine in machines] == subnets
+    wanted = after is VXLAN
+    assert all(("flannel.1" in machine.ip("-br", "link")) is wanted for machine in machines), "none is left over"
     device = "eth0" if after is HOST_GW else "flannel.1"
     until(5, lambda: f"dev {device}" in machines[0].ip("route", "get", machines[1].gateway), lambda: machines[0].log)
     until(5, lambda: f"dev {device}" in machines[1].ip("route", "get", machines[0].gateway), lambda: machines[1].log)
@@ -233,6 +235,8 @@ def test_a_blackhole_takes_what_the_bridge_does_not(network: Networks) -> None:
     assert f"blackhole {machine.subnet}" in machine.ip("route")
     machine.bridge_up()
     assert "dev cni0" in machine.ip("route", "get", str(machine.subnet.network_address + 9))
+    machine.ip("route", "del", "blackhole", str(machine.subnet))
+    until(2, lambda: f"blackhole {machine.subnet}" in machine.ip("route"), lambda: machine.log)
     machine.ip("link", "del", "cni0")
     out = machine.ip("route", "get", str(machine.subnet.network_address + 9), check=False)
     assert "cni0" not in out

@@ -105,12 +105,17 @@ def test_what_would_be_in_conflict_is_not_copied(migration: Migration) -> None:
 
 
 def test_nothing_to_copy_is_said(migration: Migration) -> None:
-    assert "check -etcd-prefix" in migration.run()
+    assert "check -etcd-prefix" in migration.run(status=1)
+    migration.etcd.client.put(f"{migration.prefix}/config", CONFIG)
+    assert "check -etcd-prefix" in migration.run(), "there is one in v3: it was migrated long ago"
 
 
 def test_help_and_no_etcd(migration: Migration, capsys: pytest.CaptureFixture[str]) -> None:
     assert migrate.run(["-help"], {}) == 0
-    assert "-dry-run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert all(f"\n  -{flag.name}" in told for flag in migrate.FLAGS)
+    assert "-etcd-endpoints" in told
+    assert "-etcd-api" not in told
     with pytest.raises(EtcdUnavailableError):
         migrate.run(["-etcd-endpoints=http://127.0.0.1:1"], {})
     del migration

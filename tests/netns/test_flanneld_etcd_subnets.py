@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,6 +202,97 @@ def test_no_configuration(net: Net) -> None:
     net.delete("config")
     with pytest.raises(ConfigError, match=rf"no key {net.prefix}/config .*with the {net.api} API"):
         net.manager().config_text()
+
+
+@pytest.mark.parametrize("api", ["v3", "v2"])
+def test_the_root_as_prefix(tools: Tools, tmp_path: Path, api: str) -> None:
+    with server(tools, tmp_path) as made:
+        net = Net(made, api)
+        net.prefix = ""
+        manager = net.manager()
+        with pytest.raises(ConfigError, match="no key /config"):
+            manager.config_text()
+        net.configure(CONFIG)
+        own = manager.join(net, "192.168.60.1")
+        net.put("subnets/10.244.250.0-24", value("192.168.60.2"))
+        until(3, lambda: manager.seen == {own, "10.244.250.0-24"}, lambda: f"{manager.seen} {manager.trouble}")
+        assert net.get(f"subnets/{own}") is not None
+
+
+def test_a_configuration_in_the_other_store_is_named(etcd: Server) -> None:
+    for api, other, said in (("v3", "v2", "`flanneld migrate` copies it"), ("v2", "v3", "leave out -etcd-api=v2")):
+        manager = Followed(EtcdOptions((etcd.url,)), Net(etcd, other).prefix, 10, api, QUICK)
+        with pytest.raises(ConfigError, match=said):
+            manager.config_text()
+
+
+def test_the_configuration_costs_one_request_also_when_it_is_missing(etcd: Server, relay: Relay) -> None:
+    net = Net(etcd, "v3")
+    net.delete("config")
+    manager = net.manager(relay.url)
+    for _ in range(5):
+        with pytest.raises(ConfigError):
+            manager.config_text()
+    assert len(relay.requests) == 6, relay.requests  # one of them is of the v2 store
+
+
+def test_nothing_is_leased_from_another_configuration_than_the_one_that_is_there(net: Net) -> None:
+    manager, before = net.manager(), net.config
+    manager.leases()
+    net.configure({**CONFIG, "Network": "10.8.0.0/16"})
+    assert manager.acquire(before, Attributes("192.168.62.4"), ()), "as it was when the leases were read"
+    other = net.manager()
+    for _ in range(2):
+        other.leases()
+        with pytest.raises(ConfigError, match="was changed meanwhile"):
+            other.acquire(before, Attributes("192.168.62.5"), ())
+    net.delete("config")
+    with pytest.raises(ConfigError, match="has lost"):
+        other.acquire(net.config, Attributes("192.168.62.5"), ())
+    net.configure({**CONFIG, "Network": "10.8.0.0/16"})
+    assert other.acquire(net.config, Attributes("192.168.62.5"), ()).lease.name.startswith("10.8.")
+
+
+def test_an_own_lease_that_was_deleted_at_the_start_is_not_complained_about(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    net.put("subnets/10.9.1.0-24", value("192.168.63.7"), 100)
+    net.put("subnets/10.9.2.0-24", value("192.168.63.7"))
+    manager = net.manager()
+    own = manager.join(net, "192.168.63.7")
+    until(3, lambda: manager.seen == {own}, "the picture")
+    settled(1)
+    told = [text for text in caplog.messages if "10.9." in text]
+    assert told == [
+        "lease 10.9.1.0/24 does not fit the network configuration; deleting it",
+        "the reservation 10.9.2.0/24 does not fit the network configuration; not used",
+        "ignoring the key 10.9.2.0-24: it announces this machine's own address 192.168.63.7",
+    ]
+
+
+def test_what_etcd_has_written_after_all_is_not_written_again(net: Net) -> None:
+    manager = net.manager(timing=Timing(ttl=30, announce_first=60))
+    key = manager.join(net, "192.168.66.1", "aa")
+    settled(1)
+    keeper = manager._keeper
+    assert keeper is not None
+    keeper._wanted = Attributes("192.168.66.1", "vxlan", {"VNI": 1, "VtepMAC": "cc"})  # its write was not answered
+    keeper._announce_at = time.monotonic() - 5
+    net.put(f"subnets/{key}", value("192.168.66.1", "cc"), 30)
+    until(3, lambda: manager.held().lease.attributes.backend_data["VtepMAC"] == "cc", "it is taken over")  # type: ignore[union-attr]
+    before = net.get(f"subnets/{key}")[2]
+    settled(3)
+    assert net.get(f"subnets/{key}")[2] == before
+    assert keeper._announce_at > time.monotonic()
+
+
+def test_the_expiry_is_told_at_once_and_not_of_a_reservation(net: Net) -> None:
+    FIGURES.drop("flannel_lease_expires_seconds")
+    net.manager(timing=Timing()).join(net, "192.168.66.1")
+    until(1, lambda: FIGURES.value("flannel_lease_expires_seconds") > 86000, "the figure")
+    net.put("subnets/10.244.9.0-24", '{"PublicIP":"192.168.64.1"}')
+    net.manager(timing=Timing()).join(net, "192.168.64.1")
+    until(1, lambda: "\nflannel_lease_expires_seconds " not in FIGURES.text(), "there is none")
 
 
 def test_the_lease_of_the_same_address_is_reused_and_its_old_etcd_lease_ended(etcd: Server) -> None:

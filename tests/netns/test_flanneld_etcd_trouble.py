@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
 import signal
 import time
@@ -9,15 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from etcd_server import Authority, Relay, Server, free_port, server, settled, three, until
 from flannel_lab import Tools
-from test_flanneld_etcd_subnets import Followed, Net, value
+from test_flanneld_etcd_subnets import CONFIG, Followed, Net, value
 
 from flanneld.errors import EtcdError, EtcdUnavailableError, UsageError
 from flanneld.etcd.transport import Cluster
-from flanneld.etcd.v3 import EtcdClient
+from flanneld.etcd.v3 import EtcdClient, encode, range_end
 from flanneld.options import EtcdOptions
+from flanneld.subnet.etcd import store_class
 from flanneld.subnet.etcd_watch import Timing
+from flanneld.subnet.lease import Attributes, Lease
+from flanneld.subnet.store3 import StoreV3, _Grant
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +191,70 @@ def test_username_and_password(tools: Tools, tmp_path: Path, api: str) -> None:
             until(15, lambda: "10.244.250.0-24" in manager.seen, lambda: manager.trouble)
 
 
+def rsa_key(directory: Path) -> tuple[Path, Path]:
+    """A private and a public key in the forms that etcd signs tokens with."""
+    key = rsa.generate_private_key(65537, 2048)
+    private, public = directory / "private.pem", directory / "public.pem"
+    form = serialization.PrivateFormat.TraditionalOpenSSL
+    private.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    public.write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    return private, public
+
+
+def test_authentication_that_is_switched_on_and_changed(tools: Tools, tmp_path: Path) -> None:
+    private, public = rsa_key(tmp_path)
+    token = f"--auth-token=jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+    with server(tools, tmp_path, token) as made:
+        net = Net(made, "v3")
+        ask = made.client._call
+        root = EtcdOptions((made.url,), username="root", password="rootpw")
+        early = EtcdClient(Cluster(root))
+        relay = Relay(made.url)
+        assert early.get(f"{net.prefix}/config") is not None, "authentication is off: the name does not matter"
+        counted = EtcdClient(Cluster(root._replace(endpoints=(relay.url,))))
+        for _ in range(5):
+            counted.get("x")
+        assert len(relay.requests) == 6, "that it is off is asked once"
+        relay.close()
+        for name, password in (("root", "rootpw"), ("reader", "secret")):
+            ask("user", "/auth/user/add", {"name": name, "password": password})
+            ask("role", "/auth/role/add", {"name": name})
+            ask("grant", "/auth/user/grant", {"user": name, "role": name})
+        below = {"permType": "READ", "key": encode(net.prefix), "range_end": range_end(net.prefix)}
+        ask("perm", "/auth/role/grant", {"name": "reader", "perm": below})
+        ask("enable", "/auth/enable", {})
+        assert early.get(f"{net.prefix}/config") is not None, "it was switched on"
+        admin = EtcdClient(Cluster(root))
+        admin._call("user", "/auth/user/add", {"name": "other", "password": "x"})
+        assert early.get(f"{net.prefix}/config") is not None, "the users were changed, which makes old tokens useless"
+
+        reader = Followed(EtcdOptions((made.url,), username="reader", password="secret"), net.prefix, 10, "v3")
+        for _ in range(5):
+            reader.leases()
+            with pytest.raises(EtcdError, match="grant the user's role readwrite"):
+                reader.acquire(net.config, Attributes("192.168.60.1"), ())
+        assert len(admin._call("leases", "/kv/lease/leases", {}).get("leases", [])) == 1, "one is used again and again"
+        admin._call("disable", "/auth/disable", {})
+        assert early.get(f"{net.prefix}/config") is not None, "it was switched off"
+        reader.leases()
+        assert reader.acquire(net.config, Attributes("192.168.60.1"), ()).lease.etcd_lease
+        assert len(made.ask("/kv/lease/leases", {})["leases"]) == 1
+
+
+def test_an_etcd_lease_that_is_gone_is_not_used_again(plain: Server) -> None:
+    store = store_class("v3")(Cluster(plain.options()), "/gone")
+    assert isinstance(store, StoreV3)
+    store._unused = _Grant(12345, 60, time.monotonic())
+    lease = Lease((ipaddress.ip_network("10.3.4.0/24"),), Attributes("192.168.60.1"))
+    with pytest.raises(EtcdError, match="lease not found"):
+        store.create(lease, "x", 60)
+    written = store.create(lease, "x", 60)
+    assert written is not None
+    assert written.lease != 12345
+
+
 def v2_auth(made: Server, path: str, body: bytes) -> None:
     import urllib.request  # noqa: PLC0415
 
@@ -223,7 +293,7 @@ def test_etcd_down_for_ten_seconds(tools: Tools, tmp_path: Path, api: str, caplo
 def test_an_older_backup_is_noticed(tools: Tools, tmp_path: Path) -> None:
     with server(tools, tmp_path) as made:
         net = Net(made, "v3")
-        manager = net.manager(timing=Timing(announce_first=0.2))
+        manager = net.manager(timing=Timing(announce_first=0.2, grace=3))
         own = manager.join(net, "192.168.60.1")
         net.put("subnets/10.244.250.0-24", value("192.168.60.2"))
         until(3, lambda: len(manager.seen) == 2, "both")
@@ -239,9 +309,38 @@ def test_an_older_backup_is_noticed(tools: Tools, tmp_path: Path) -> None:
             net.put("other", str(number))
         until(5, lambda: manager.seen == {own, "10.244.251.0-24"}, "the present")
         made.restart_with(backup)
-        until(20, lambda: manager.seen == {own, "10.244.250.0-24"}, lambda: f"{manager.seen} {manager.trouble}")
+        until(15, lambda: "10.244.250.0-24" in manager.seen, lambda: f"{manager.seen} {manager.trouble}")
+        assert "10.244.251.0-24" in manager.seen, "its machine gets some time"
+        until(5, lambda: manager.seen == {own, "10.244.250.0-24"}, lambda: f"{manager.seen} {manager.trouble}")
         net.put("subnets/10.244.252.0-24", value("192.168.60.4"))
         until(5, lambda: "10.244.252.0-24" in manager.seen, "it is followed")
+
+
+@pytest.mark.parametrize("api", ["v3", "v2"])
+def test_an_etcd_that_comes_back_empty_takes_nothing_down(tools: Tools, tmp_path: Path, api: str) -> None:
+    with server(tools, tmp_path) as made:
+        net = Net(made, api)
+        managers = [net.manager(timing=Timing(announce_first=0.2, grace=8)) for _ in range(3)]
+        living = {manager.join(net, f"192.168.60.{n + 1}") for n, manager in enumerate(managers)}
+        dead = "10.244.250.0-24"
+        net.put(f"subnets/{dead}", value("192.168.60.9"))
+        until(3, lambda: all(manager.seen == {*living, dead} for manager in managers), "all")
+        settled(1)
+        (tmp_path / "empty").mkdir()
+        made.restart_with(tmp_path / "empty")
+        until(15, lambda: all("lost" in manager.trouble for manager in managers), lambda: managers[0].trouble)
+        time.sleep(8)  # the pauses of the keepers have become long
+        net.configure(CONFIG)
+        written, back = time.monotonic(), 0.0
+        while time.monotonic() < written + 12:
+            assert all(manager.seen >= living for manager in managers), "none is forgotten for a moment"
+            if not back and set(net.names()) == living:
+                back = time.monotonic() - written
+                assert all(dead in manager.seen for manager in managers)
+            time.sleep(0.05)
+        assert 0 < back < 8, "the keepers do not sleep on"
+        until(6, lambda: all(manager.seen == living for manager in managers), "the grace of the dead one is over")
+        assert not any(manager.reasons or manager.trouble for manager in managers)
 
 
 def test_failover_between_three(tools: Tools, tmp_path: Path) -> None:

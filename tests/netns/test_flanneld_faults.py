@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flannel_lab import ETCD_ADDRESS, Machine, Network, every_pair_pings, until
+from flannel_lab import ETCD_ADDRESS, Machine, Network, every_pair_pings, run, until
 from test_flanneld_backends import acquainted
 
 Networks = Callable[[dict[str, Any]], Network]
@@ -71,6 +72,43 @@ def test_a_full_network_is_waited_for(network: Networks) -> None:
     net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
     until(10, late.subnet_file.exists, lambda: late.log)
     assert late.subnet == machines[0].subnet
+    later = net.machine()
+    later.start(wait=False)
+    said(later, "are leased")
+    net.configure({"Network": "10.82.0.0/24", "SubnetLen": 30, "Backend": {"Type": "vxlan"}})
+    until(15, later.subnet_file.exists, lambda: later.log)
+
+
+def test_lost_files_come_back(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    before = machine.subnet_file.read_text()
+    socket = machine.subnet_file.with_suffix(".sock")
+    for path in (machine.subnet_file, machine.directory / "10-flannel.conflist", socket):
+        path.unlink()
+    until(15, machine.subnet_file.exists, lambda: machine.log)
+    assert machine.subnet_file.read_text() == before
+    assert (machine.directory / "10-flannel.conflist").exists()
+    until(2, socket.exists, lambda: machine.log)
+
+
+def test_an_interface_that_takes_over_the_default_route(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    second = f"kw{one.number}"
+    peer = ["peer", "name", "eth1", "netns", one.namespace]
+    run("ip", "link", "add", second, "netns", net.lab.switch, "type", "veth", *peer)
+    run("ip", "-n", net.lab.switch, "link", "set", second, "master", "br0", "up")
+    one.ip("link", "set", "eth0", "down")
+    time.sleep(1.5)
+    one.ip("link", "set", "eth1", "up")
+    one.ip("addr", "add", "192.168.60.202/24", "dev", "eth1")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS, "dev", "eth1")
+    one.address = "192.168.60.202"
+    until(15, lambda: json.loads(net.keys()[one.key])["PublicIP"] == one.address, lambda: one.log)
+    until(5, lambda: two.knows(one) and one.knows(two), lambda: one.log)
+    every_pair_pings([one, two])
 
 
 def test_a_reservation_stays_one(network: Networks) -> None:
@@ -292,6 +330,142 @@ def test_the_files_cannot_be_written(network: Networks) -> None:
     assert machine.process.poll() is None
 
 
+@pytest.mark.parametrize(
+    ("backend", "subnet", "value", "words"),
+    [
+        ("vxlan", "10.81.9.0-24", {"BackendData": {"VtepMAC": "01:00:5e:00:00:01"}}, "no usable VtepMAC"),
+        ("host-gw", "10.81.9.0-24", {"PublicIP": "192.168.60.255"}, "the broadcast address of 192.168.60.0/24"),
+        ("host-gw", "10.81.9.0-24", {"PublicIP": "own"}, "this machine's own address"),
+        ("vxlan", "192.168.60.0-24", {"BackendData": {"VtepMAC": "2a:00:00:00:00:99"}}, "outside of the network"),
+    ],
+)
+def test_one_bad_lease_makes_nobody_unready(
+    network: Networks, backend: str, subnet: str, value: dict[str, Any], words: str
+) -> None:
+    net = network({**CONFIG, "Backend": {"Type": backend}})
+    machine = net.machine()
+    value = {"PublicIP": "192.168.60.99", "BackendType": backend, **value}
+    machine.start()
+    if value["PublicIP"] == "own":
+        value["PublicIP"] = machine.address
+    net.lab.etcd.client("put", key_of(net, subnet), json.dumps(value))
+    said(machine, words)
+    time.sleep(1)
+    assert machine.ready()
+    machine.stop()
+    machine.start()
+    assert machine.log.count(words) == 2, "once in each run"
+
+
+def test_routes_made_by_hand_stay(network: Networks) -> None:
+    """Of the form and protocol of host-gw's: to a reservation, to nobody's subnet, with another metric."""
+    net = network(CONFIG)
+    net.lab.etcd.client("put", key_of(net, "10.81.200.0-24"), json.dumps({"PublicIP": "192.168.60.77"}))
+    one, two = net.started(2)
+    routes = ["10.81.200.0/24 via 192.168.60.77", "10.81.201.0/24 via 192.168.60.254"]
+    for route in (*routes, f"{two.subnet} via 192.168.60.77 metric 100"):
+        one.ip("route", "add", *route.split())
+    time.sleep(1)
+    assert one.ready()
+    one.stop()
+    one.start()
+    said(one, "ip route del 10.81.201.0/24 via 192.168.60.254 dev eth0")
+    there = one.ip("route")
+    assert all(f"{route} dev eth0" in there for route in routes)
+    assert f"{two.subnet} via 192.168.60.77 dev eth0 metric 100" in there
+    assert "does not last" not in one.log
+    acquainted([one, two])
+    every_pair_pings([one, two])
+
+
+def test_a_renamed_interface_costs_nothing(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    index = json.loads(one.ip("-j", "link", "show", "flannel.1"))[0]["ifindex"]
+    one.ip("link", "set", "eth0", "down")
+    one.ip("link", "set", "eth0", "name", "ens9")
+    one.ip("link", "set", "ens9", "up")
+    one.ip("route", "replace", "default", "via", ETCD_ADDRESS)
+    time.sleep(2)
+    one.ip("route", "del", str(two.subnet))
+    until(5, lambda: one.knows(two), lambda: one.log)
+    assert json.loads(one.ip("-j", "link", "show", "flannel.1"))[0]["ifindex"] == index
+    every_pair_pings([one, two])
+    assert "remove flannel.1" not in one.log
+
+
+def test_what_undoes_repairs_all_the_time_is_trouble_and_does_not_flood(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    lines = one.log.count("\n")
+    script = f"while :; do ip route del {two.subnet} 2>/dev/null; sleep 0.02; done"
+    with subprocess.Popen(["ip", "netns", "exec", one.namespace, "sh", "-c", script]) as fight:
+        try:
+            said(one, "does not last: something else undoes it", 20)
+            until(3, lambda: not one.ready(), lambda: one.log)
+            time.sleep(3)
+        finally:
+            fight.kill()
+    assert one.log.count("\n") - lines < 25, one.log
+    until(3, lambda: one.knows(two), lambda: one.log)
+
+
+def test_two_daemons_with_one_vni_share_the_device(network: Networks) -> None:
+    net, other = network(CONFIG), network({**CONFIG, "Network": "10.83.0.0/16"})
+    first = net.started(2)
+    second = [other.machine("-iptables-forward-rules=false", beside=machine) for machine in first]
+    for machine in second:
+        machine.start()
+        machine.bridge_up("cni1")
+    acquainted(first)
+    acquainted(second)
+    time.sleep(1)
+    lines = [machine.log.count("\n") for machine in (*first, *second)]
+    time.sleep(3)
+    assert [machine.log.count("\n") for machine in (*first, *second)] == lines
+    every_pair_pings(first)
+    every_pair_pings(second)
+
+
+def test_an_interface_that_is_gone_is_named(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "host-gw"}})
+    one, _ = net.started(2)
+    one.ip("link", "del", "eth0")
+    said(one, "the interface eth0 is not there")
+    assert "does not last" not in one.log
+
+
+def test_an_mtu_larger_than_the_interface_is_named_and_not_used(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "vxlan", "MTU": 9000}})
+    machine = net.started(1)[0]
+    assert machine.log.count("Backend.MTU is 9000, more than the 1500 of eth0") == 1
+    assert machine.env["FLANNEL_MTU"] == "1450"
+
+
+def test_ipv6_switched_off_on_the_own_device_is_switched_on(network: Networks) -> None:
+    net = network({**CONFIG, "EnableIPv6": True, "IPv6Network": "fd81::/48"})
+    machine = net.started(1)[0]
+    first = str(machine.subnet6.network_address)
+    machine.exec("sysctl", "-qw", "net.ipv6.conf.flannel-v6/1.disable_ipv6=1")
+    until(3, lambda: f"{first}/128" in machine.ip("addr", "show", "flannel-v6.1"), lambda: machine.log)
+    until(3, machine.ready, lambda: machine.log)
+
+
+def test_a_device_in_another_namespace_is_hinted_at(network: Networks) -> None:
+    net = network(CONFIG)
+    machine = net.started(1)[0]
+    away = f"{machine.namespace}-z"
+    run("ip", "netns", "add", away)
+    try:
+        machine.ip("link", "set", "flannel.1", "netns", away)
+        said(machine, "or it was moved to another network namespace")
+    finally:
+        run("ip", "netns", "del", away)
+    until(15, machine.ready, lambda: machine.log)
+
+
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_a_long_outage_of_etcd_is_quiet(network: Networks, backend: str) -> None:
     net = network({**CONFIG, "Backend": {"Type": backend}})
@@ -322,3 +496,34 @@ def cpu(machine: Machine) -> float:
     with open(f"/proc/{machine.process.pid}/stat") as file:  # noqa: PTH123 - a file of the kernel's
         fields = file.read().rsplit(")", maxsplit=1)[-1].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def test_routes_of_host_gw_are_known_by_their_record(network: Networks) -> None:
+    net = network({**CONFIG, "Backend": {"Type": "host-gw"}})
+    one, two, three = net.started(3)
+    acquainted([one, two, three])
+    until(5, lambda: str(three.subnet) in (one.directory / "subnet.routes").read_text(), lambda: one.log)
+    one.ip("route", "add", "10.81.201.0/24", "via", "192.168.60.254")
+    one.stop()
+    stale = str(three.subnet)
+    three.stop()
+    key = key_of(net, three.key)
+    net.lab.etcd.client("delete", key, net.lab.etcd.client("get", key)[2])
+    one.start()
+    until(3, lambda: stale not in one.ip("route"), lambda: one.log)
+    assert "10.81.201.0/24" in one.ip("route")
+    assert one.log.count("of its own within") == 1
+
+
+def test_another_name_and_more_addresses_of_the_interface(network: Networks) -> None:
+    net = network(CONFIG)
+    one, two = net.started(2)
+    acquainted([one, two])
+    one.ip("link", "set", "eth0", "name", "ens9")
+    said(one, "the machine's interface is ens9")
+    time.sleep(1)
+    until(3, one.ready, lambda: one.log)
+    every_pair_pings([one, two])
+    one.ip("addr", "add", "192.168.60.222/32", "dev", "ens9")
+    time.sleep(1)
+    assert "192.168.60.222" not in one.log

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from flannel_lab import Tools, run, until
 
+from flanneld import record
+
 HERE = Path(__file__).parent
 VXLAN = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 HOST_GW = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
@@ -309,7 +311,7 @@ def test_check_without_a_daemon(net: Net) -> None:
     found = check(machine, f"-config={config}", status=1)
     assert found["MTU"][0]["level"] == "FAILED"
     assert found["device"][0]["level"] == "ok", "the MTU is not the device's fault"
-    assert "192.168.60.0/24 dev eth0" in found["routes"][0]["seen"]
+    assert "own address 192.168.60.1/24 of eth0 lies within the pod network" in found["routes"][0]["seen"]
     code = "import socket, time; s = socket.socket(2, 2); s.bind(('0.0.0.0', 8472)); time.sleep(30)"
     holder = subprocess.Popen(["ip", "netns", "exec", machine.namespace, sys.executable, "-c", code])
     try:
@@ -332,6 +334,8 @@ def test_cleanup(net: Net) -> None:
     assert "flannel.1" in machine.ip("link")
     machine.ip("route", "add", "10.5.9.0/24", "via", "192.168.60.9")
     machine.ip("route", "add", "10.9.9.0/24", "via", "192.168.60.9")
+    machine.ip("route", "add", "10.5.8.0/24", "via", "192.168.60.9")
+    record.path(machine.subnet_file).write_text("10.5.9.0/24 192.168.60.9\n")
     machine.ip("link", "add", "flannel.7", "type", "vxlan", "id", "7", "dstport", "4789")
     masquerade, forward = (f"-m comment --comment 'flanneld {word}' -j" for word in ("masq", "forward"))
     go_rules = [
@@ -356,6 +360,8 @@ def test_cleanup(net: Net) -> None:
     assert f"removed {machine.subnet_file}" in text
     assert "left: flannel.7" in text
     assert "The lease in etcd stays" in text
+    assert "left: route 10.5.8.0/24 via 192.168.60.9 dev eth0, by whomever it was made" in text
+    machine.ip("route", "del", "10.5.8.0/24")
     assert "10.5." not in machine.ip("route")
     assert "10.9.9.0/24" in machine.ip("route"), "foreign routes stay"
     saved = machine.exec("iptables-save")

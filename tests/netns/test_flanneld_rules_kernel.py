@@ -315,6 +315,22 @@ def test_damage_is_repaired_and_foreign_rules_stay(machine: Machine, damage: str
     assert (answer["wrong"], answer["started"]) == ([], [])
 
 
+def test_comments_of_others_are_in_any_encoding(machine: Machine) -> None:
+    machine.ensure()
+    comment = ["-m", "comment", "--comment", os.fsdecode(b"caf\xe9")]
+    machine.run("iptables", "-A", "INPUT", *comment, "-j", "ACCEPT")
+    machine.run("iptables", "-t", "nat", "-A", "POSTROUTING", *comment, "-j", "ACCEPT")
+    # One that has to be deleted, too: by its own octets.
+    machine.run("iptables", "-t", "nat", "-A", "POSTROUTING", *comment, "-j", "FLANNEL-POSTRTG")
+    assert machine.ensure(new=True) == ["iptables: POSTROUTING jumps to FLANNEL-POSTRTG 2 times instead of once"]
+    assert machine.ensure(new=True) == []
+    save = ["ip", "netns", "exec", NAME, "iptables-save"]
+    printed = subprocess.run(save, env=machine.environment, capture_output=True, check=True).stdout.split(b"\n")
+    strange = [line for line in printed if b"caf" in line]
+    assert sorted(line[:10] for line in strange) == [b"-A INPUT -", b"-A POSTROU"]
+    assert all(b"--comment caf\xe9 -j ACCEPT" in line.replace(b'"', b"") for line in strange)
+
+
 def test_foreign_changes_cost_a_look_and_no_rewrite(machine: Machine) -> None:
     machine.ensure()
     # As Docker and kube-proxy do: chains of their own, before and after ours, filled and emptied, in the same tables.
@@ -364,6 +380,64 @@ def test_idle_checks_cost_next_to_nothing(programs: Programs, mode: str, capsys:
             print(f"\n{mode}: 20 idle checks {idle['cpu'] * 1e3:.2f} ms, a full one {rebuilt * 1e3:.1f} ms")  # noqa: T201
         # Every 5 s, and a full comparison a minute: 0.2 % of a core is the whole daemon's.
         assert idle["cpu"] / 20 / 5 + rebuilt / 60 < 0.002
+
+
+# The daemon's thread, as it runs in it; at the end of its input it says what it cost, and what its trouble is.
+GUARD = """
+import ipaddress, json, logging, resource, sys, time
+from flanneld.guard import RulesGuard
+from flanneld.rules.engine import make_rules
+from flanneld.rules.spec import RuleSpec
+
+logging.basicConfig(level=logging.DEBUG)
+networks = {4: tuple(map(ipaddress.ip_network, sys.argv[2:]))}
+guard = RulesGuard(make_rules(sys.argv[1] == "nftables"), RuleSpec(networks, True, True), 1.0, lambda: None, bridged=0)
+guard.start()
+while guard.trouble:
+    time.sleep(0.01)
+print("ready", file=sys.stderr, flush=True)
+def cpu():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+before = cpu()
+sys.stdin.read()
+print(json.dumps([cpu() - before, guard.trouble]))
+"""
+
+
+@pytest.mark.parametrize("mode", ["nft", "legacy", "nftables"])
+def test_a_busy_kube_proxy_costs_little_and_is_not_mentioned(
+    programs: Programs, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds, variant = 20, "nft" if mode == "nftables" else mode
+    with machine_of(programs.environment(variant)) as machine:
+        words = ["ip", "netns", "exec", NAME, sys.executable, "-c", GUARD, mode, N4, S4]
+        guard = subprocess.Popen(
+            words, env=machine.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            assert guard.stderr is not None
+            while guard.stderr.readline() != b"ready\n":
+                assert guard.poll() is None
+            chains = [f"KUBE-SVC-{number:04d}" for number in range(500)]
+            declared = "".join(f":{chain} - [0:0]\n" for chain in chains)
+            until_then, rewrites = time.monotonic() + seconds, 0
+            while time.monotonic() < until_then:
+                started = time.monotonic()
+                rules = "".join(f"-A {one} -d 10.96.0.{rewrites % 250}/32 -j ACCEPT\n" for one in chains)
+                machine.feed("iptables-restore", "--noflush", text=f"*nat\n{declared}{rules}COMMIT\n")
+                rewrites += 1
+                time.sleep(max(0.0, started + 0.2 - time.monotonic()))
+            printed, said = guard.communicate(timeout=30)
+        finally:
+            guard.kill()
+            guard.wait(10)
+        cpu, trouble = json.loads(printed)
+        with capsys.disabled():
+            print(f"\n{mode}: {rewrites} rewrites of 500 chains in {seconds} s: {cpu / seconds:.3%} of a core")  # noqa: T201
+        assert (trouble, said) == ("", b"")
+        assert rewrites >= seconds, "fewer are no test"
+        assert cpu / seconds < 0.01
 
 
 def test_another_network_comes_without_a_moment_without_rules(machine: Machine) -> None:
@@ -567,6 +641,35 @@ def test_a_rule_that_goes_between_look_and_change(programs: Programs, tmp_path: 
         if not always:
             assert answer["error"] == ""
             same(machine.rules(), GOLDEN4)
+
+
+TABLES_OF_NFT = {
+    "unreadable": (
+        "add table ip filter\nadd chain ip filter FORWARD { type filter hook forward priority 0; }\n"
+        "add rule ip filter FORWARD ct state vmap { new : accept }\n",
+        "iptables cannot read the table filter",
+    ),
+    "elsewhere": (
+        "add table ip nat\nadd chain ip nat POSTROUTING { type nat hook postrouting priority 101; }\n",
+        "iptables-restore failed with status 4: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES_OF_NFT)
+def test_tables_that_iptables_shares_with_nft(nft_machine: Machine, kind: str) -> None:
+    machine = nft_machine
+    text, said = TABLES_OF_NFT[kind]
+    machine.feed("nft", "-f", "-", text=text)
+    before = machine.run("nft", "list", "table", *text.split()[2:4])
+    for _ in range(2):
+        error = machine.ask("ensure", networks={"4": [N4, S4]})["error"]
+        assert error.startswith(said)
+        assert error.endswith("into a table of another name, or use EnableNFTables)")
+        assert machine.run("nft", "list", "table", *before.split()[1:3]) == before, "nothing is added blindly"
+    if kind == "unreadable":
+        assert sum("FLANNEL-POSTRTG" in line for line in machine.rules()) == 7, "the other table is as it should be"
+        assert machine.ensure(networks={"4": [N4, S4]}, forward=False) == []
 
 
 def test_what_is_missing_is_named(programs: Programs) -> None:

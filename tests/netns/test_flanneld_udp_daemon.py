@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flannel_lab import Machine, Network, every_pair_pings, until
+from flannel_lab import Machine, Network, every_pair_pings, run, until
 
 Networks = Callable[[dict[str, Any]], Network]
 
@@ -29,6 +29,14 @@ def test_machines_of_the_udp_backend(network: Networks, backend: dict[str, Any])
     assert until(2, lambda: reaches(one, three), lambda: one.log) < 2
     one.ip("link", "set", "flannel0", "down")
     assert until(2, lambda: reaches(one, three), lambda: one.log) < 2
+    elsewhere = f"{one.namespace}z"
+    run("ip", "netns", "add", elsewhere)
+    try:
+        one.ip("link", "set", "flannel0", "netns", elsewhere)
+        assert until(4, lambda: reaches(one, two), lambda: one.log) < 3
+        until(2, one.ready, lambda: one.log)
+    finally:
+        run("ip", "netns", "del", elsewhere, check=False)
     assert one.stop() == 0
     assert "flannel0" not in one.ip("link")
     one.start()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flannel_lab import Tools, until
+from flannel_lab import Tools, run, until
 from udp_lab import SOURCE, Node, introduce, nodes
 
 from flanneld.udp import packet
@@ -322,6 +322,27 @@ def test_a_renamed_device_gets_its_name_back(trio: list[Node]) -> None:
     assert "other0" not in node.ip("link")
 
 
+def test_a_device_moved_to_another_namespace_is_replaced(trio: list[Node]) -> None:
+    node, elsewhere = trio[1], f"{trio[1].namespace}z"
+    run("ip", "netns", "add", elsewhere)
+    try:
+        node.ip("link", "set", "flannel0", "netns", elsewhere)
+        until(4, lambda: "1 received" in node.ping(trio[0].inner), lambda: node.log)
+        assert "the device flannel0 is gone: it is in another network namespace now" in node.log
+        assert node.ask("trouble") == ""
+        assert "flannel0" not in run("ip", "-n", elsewhere, "link")
+        # Also where another device has got its name meanwhile.
+        node.exec("sh", "-c", f"kill -STOP {node.process.pid}" if node.process else "false")
+        node.ip("link", "set", "flannel0", "netns", elsewhere)
+        node.ip("link", "add", "flannel0", "type", "bridge")
+        node.exec("sh", "-c", f"kill -CONT {node.process.pid}" if node.process else "false")
+        until(4, lambda: "a TUN device flannel0 cannot be opened" in node.ask("trouble"), lambda: node.log)
+        node.ip("link", "del", "flannel0")
+        until(4, lambda: "1 received" in node.ping(trio[0].inner), lambda: node.log)
+    finally:
+        run("ip", "netns", "del", elsewhere, check=False)
+
+
 def test_a_name_that_is_taken_is_waited_for(pair: list[Node]) -> None:
     node = pair[0]
     for one in pair:
@@ -376,6 +397,15 @@ def test_a_data_path_that_hangs_is_replaced(pair: list[Node]) -> None:
         node.ask("leases", {pair[1].subnet: pair[1].address, **many})
     until(8, lambda: "1 received" in node.ping(pair[1].inner), lambda: node.log)
     assert node.child() != child
+
+
+def test_the_data_path_has_no_secrets(pair: list[Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FLANNELD_ETCD_PASSWORD", "NOTIFY_SOCKET", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    assert pair[0].start() == "ready", pair[0].log
+    environment = Path(f"/proc/{pair[0].child()}/environ").read_bytes()
+    assert b"PATH=" in environment
+    assert b"hunter2" not in environment
 
 
 def test_the_data_path_has_no_privileges(trio: list[Node]) -> None:

@@ -75,6 +75,75 @@ def test_leases_that_cannot_be_used_are_left_out_and_named_once(caplog: pytest.L
     assert len(backend.ignored) == 6
 
 
+@pytest.mark.parametrize(
+    ("machine", "mac", "reason"),
+    [
+        ("192.168.60.9", "01:00:5e:00:00:01", "no usable VtepMAC"),
+        ("192.168.60.9", "ff:ff:ff:ff:ff:ff", "no usable VtepMAC"),
+        ("192.168.60.9", "00:00:00:00:00:00", "no usable VtepMAC"),
+        ("192.168.60.255", MACS["a"], "the broadcast address of 192.168.60.0/24 on eth0"),
+        ("192.168.60.0", MACS["a"], "the network address of 192.168.60.0/24 on eth0"),
+        ("192.168.60.1", MACS["a"], "it announces 192.168.60.1, this machine's own address"),
+        ("203.0.113.1", MACS["a"], "it announces 203.0.113.1, this machine's own address"),
+        ("0.0.0.0", MACS["a"], "which is no machine's address"),  # noqa: S104 - a lease's
+        ("224.0.0.1", MACS["a"], "which is no machine's address"),
+    ],
+)
+def test_a_lease_that_no_kernel_can_serve_is_ignored(machine: str, mac: str, reason: str) -> None:
+    backend = vxlan()
+    own = lease(66, "203.0.113.1", MACS["own"])
+    assert backend.desired(own, [lease(9, machine, mac)]).routes == {}
+    assert reason in backend.ignored["10.5.9.0/24"]
+
+
+def test_a_lease_with_an_own_ipv6_address_is_ignored() -> None:
+    backend = make_backend(
+        parse_config(config('"Type":"host-gw"', ',"EnableIPv6":true,"IPv6Network":"fd00::/48"')), DUAL
+    )
+    peer = lease(9, "192.168.60.9", kind="host-gw", public_ipv6="fd01::1")
+    assert backend.desired(OWN, [peer]).routes == {}
+    assert "fd01::1, this machine's own address" in backend.ignored["10.5.9.0/24"]
+
+
+def test_a_lease_outside_of_the_network_is_ignored() -> None:
+    backend = vxlan()
+    outside = lease(9, "192.168.60.9", MACS["a"])._replace(subnets=(ipaddress.ip_network("192.168.60.0/24"),))
+    desired = backend.desired(OWN, [outside])
+    assert desired.routes == {}
+    assert backend.ignored == {"192.168.60.0/24": "it lies outside of the network 10.5.0.0/16"}
+    assert desired.unused == {"192.168.60.0/24"}
+
+
+def test_what_is_ignored_is_forgotten_when_it_is_used_or_gone() -> None:
+    backend = vxlan()
+    backend.desired(OWN, [lease(number, f"192.168.61.{number}", kind="host-gw") for number in range(1, 60)])
+    assert len(backend.ignored) == 59
+    backend.desired(OWN, [lease(9, "192.168.60.9", MACS["a"])])
+    assert backend.ignored == {}
+
+
+def test_the_own_lease_is_the_own_one_whatever_address_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flanneld").propagate = True
+    backend = vxlan()
+    assert backend.desired(OWN, [lease(66, "192.168.60.200", MACS["own"])]).routes == {}
+    assert (backend.ignored, caplog.records) == ({}, [])
+
+
+def test_an_mtu_that_the_interface_has_not_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("flanneld").propagate = True
+    backend = vxlan(config('"Type":"vxlan","MTU":9000'))
+    assert (backend.mtu, backend.desired(OWN, []).devices[0].mtu) == (1450, 1450)
+    assert "Backend.MTU is 9000, more than the 1500 of eth0" in caplog.records[0].getMessage()
+
+
+def test_an_underlay_that_will_not_do_changes_nothing() -> None:
+    backend = vxlan()
+    before = backend.desired(OWN, [])
+    with pytest.raises(NetworkError):
+        backend.follow(backend.config, UNDERLAY._replace(name="eth1", mtu=100))
+    assert (backend.underlay, backend.desired(OWN, [])) == (UNDERLAY, before)
+
+
 def test_a_lease_is_judged_again_when_it_changes() -> None:
     backend = vxlan()
     before = lease(52, "192.168.60.2", MACS["a"])

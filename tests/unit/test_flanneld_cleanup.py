@@ -18,6 +18,15 @@ ENV = state.Env(
 NONE = state.Env({}, {})
 
 
+def test_only_docker_options_with_the_own_subnet_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "_DOCKER_OPTIONS", tmp_path / "docker_opts.env")
+    assert cleanup._docker_files(tmp_path / "subnet.env", ENV) == []
+    (tmp_path / "docker").write_text("--bip=10.5.1.1/24 ")
+    (tmp_path / "docker_opts.env").write_text("--bip=10.6.1.1/24 ")
+    assert cleanup._docker_files(tmp_path / "subnet.env", ENV) == [tmp_path / "docker"]
+    assert cleanup._docker_files(tmp_path / "subnet.env", None) == []
+
+
 def link(index: int, name: str, kind: str = "", vni: int = 0) -> wire.Link:
     return wire.Link(index, name, dp.FoundDevice(index, kind, "", 1450, True, vni), 0)
 
@@ -27,8 +36,8 @@ def address(index: int, text: str) -> wire.Address:
 
 
 def route(destination: str, oif: int, gateway: str = "", kind: int = wire.UNICAST, **more: int) -> wire.RouteEntry:
-    protocol, priority = more.get("protocol", wire.BOOT), more.get("priority", 0)
     version = 6 if ":" in destination else 4
+    protocol, priority = more.get("protocol", wire.BOOT), more.get("priority", 1024 if version == 6 else 0)
     return wire.RouteEntry(version, destination, oif, gateway, False, protocol, kind, priority)
 
 
@@ -72,11 +81,20 @@ ROUTES = [
 
 
 def test_only_what_is_this_networks_goes() -> None:
-    found = cleanup.traces_of(LINKS, ADDRESSES, ROUTES, ENV, everything=False)
+    made = frozenset({("10.5.3.0/24", "192.168.60.3"), ("10.5.4.0/25", "192.168.60.3")})
+    found = cleanup.traces_of(LINKS, ADDRESSES, ROUTES, ENV, made, everything=False)
     assert found.devices == ("flannel.1", "flannel-v6.1", "flannel0", "flannel-wg", "flannelchk")
-    assert [one.destination for one in found.routes] == ["10.5.3.0/24", "fc00:0:0:2::/64"]
+    assert [one.destination for one in found.routes] == ["10.5.3.0/24"]
     assert found.blackholes == (("10.5.1.0/24", BLACKHOLE_PRIORITY), ("10.5.1.0/24", 0))
-    assert found.left == ("flannel.2: it has no address of 10.5.0.0/16 and fc00::/48 (-all removes it, too)",)
+    assert found.left == (
+        "flannel.2: it has no address of 10.5.0.0/16 and fc00::/48 (-all removes it, too)",
+        "route fc00:0:0:2::/64 via fe80::2 dev eth0, by whomever it was made (-all removes it, too)",
+    )
+
+
+def test_with_all_routes_that_nobody_recorded_go_too() -> None:
+    found = cleanup.traces_of(LINKS, ADDRESSES, ROUTES, ENV, everything=True)
+    assert [one.destination for one in found.routes] == ["10.5.3.0/24", "fc00:0:0:2::/64"]
 
 
 def test_with_all_every_device_of_the_form_goes_and_no_other() -> None:

@@ -36,7 +36,7 @@ def test_help_lists_commands_and_flags(word: str, capfd: pytest.CaptureFixture[s
         (["-remote=192.0.2.1:8888"], "use -etcd-endpoints"),
         (["statsu"], "did you mean status?"),
         (["true"], "-ip-masq=true"),
-        ([""], "'' is neither a command nor a flag"),
+        (["", "statsu"], "did you mean status?"),
         (["-ip-masq", "true"], "'true' is not a flag"),
     ],
 )
@@ -45,6 +45,20 @@ def test_mistakes_are_status_2(words: list[str], text: str, capfd: pytest.Captur
     out, err = capfd.readouterr()
     assert (out, err.count("\n"), err.startswith("flanneld: ")) == ("", 1, True)
     assert text in err
+
+
+@pytest.mark.parametrize("flag", ["-subnet-file=", "-subnet-file=/", "-subnet-file=/run/flannel/"])
+@pytest.mark.parametrize("words", [["status"], ["explain", "10.5.1.1"], ["check", "-backend=vxlan"], ["cleanup"]])
+def test_what_is_no_file_is_a_mistake(words: list[str], flag: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["flanneld", *words, flag], {}) == 2
+    assert "not the name of a file" in capfd.readouterr().err
+    assert main(["flanneld", "cleanup", "-cni-conf=/"], {}) == 2
+
+
+@pytest.mark.parametrize("words", [["status"], ["explain", "10.5.1.1"]])
+def test_a_name_that_is_too_long_is_no_traceback(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["flanneld", *words, f"-subnet-file=/run/{'x' * 300}"], {}) == 3
+    assert "Is it running?" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["status", "explain", "check", "cleanup", "migrate"])
@@ -125,8 +139,9 @@ def test_the_daemon_says_what_it_was_told_but_no_secrets() -> None:
         "    return 5\n"
         "flanneld.daemon.run = run"
     )
-    status, out = run_console(code, "-iface=eth0", "-ip-masq", script="2>&1")
-    first, second, third, *printed = out.decode().splitlines()
+    words = ("", "-iface=eth0", "-ip-masq", "-logtostderr=true", "-log_dir", "/var/log")
+    status, out = run_console(code, *words, script="2>&1")
+    first, second, third, fourth, *printed = out.decode().splitlines()
     assert (status, printed) == (5, ["flanneld", " hunter2"])
     assert first.endswith(f"] flanneld v{__version__}, Python {sys.version.split()[0]}")
     assert "] CLI flags config: {cni-conf: etcd-api:v3 etcd-cafile: " in second
@@ -135,3 +150,5 @@ def test_the_daemon_says_what_it_was_told_but_no_secrets() -> None:
     assert " ip-masq:true " in second
     assert third.startswith("W")
     assert third.endswith("] the variable FLANNELD_NONSENSE belongs to no flag")
+    assert fourth.startswith("W")
+    assert fourth.endswith("] without effect: -logtostderr, -log_dir; all of the log goes to standard error")

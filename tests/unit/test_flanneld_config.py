@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flanneld.backend.registry import check_backend
 from flanneld.errors import ConfigError
+from flanneld.subnet.change import refusals
 from flanneld.subnet.config import NetworkConfig, Pool, flag, number, parse_config, words
 
 
@@ -89,6 +91,13 @@ def test_what_a_pool_permits_is_what_it_yields() -> None:
         ("nonsense", "not JSON"),
         ("[" * 100000, "not JSON"),
         (config(SubnetLen=[]), "SubnetLen is []"),
+        ('{"Network": ' + "[" * 900 + "]" * 900 + "}", "more than 20 levels"),
+        (config(Backend={"Type": "vxlan", "VNI": json.loads("[" * 50 + "]" * 50)}), "more than 20 levels"),
+        (config(Network="x" * 5000), "xxx..."),
+        (config(SubnetLen=float("nan")), "NaN is no number"),
+        (config(Network="10.3.0.0/255.255.0.0"), '"10.3.0.0/255.255.0.0"'),
+        (config(EnableIPv6=True, IPv6Network="fd00::%x/48"), 'IPv6Network is "fd00::%x/48"'),
+        (config(EnableIPv6=True, IPv6Network="fd00::/48", IPv6SubnetMin="fd00::%x"), 'IPv6SubnetMin is "fd00::%x"'),
         ("[]", "not a JSON object"),
         ("{}", "Network is null"),
         (config(Network="0.0.0.0/0"), '"0.0.0.0/0"'),
@@ -139,20 +148,41 @@ def test_settings_of_backends() -> None:
         words(keys, "Port")
 
 
+_TEXTS = ("10.3.0.0/16", "fc00::/48", "fc00::%x/48", "10.3.4.0", "fc00:0:0:4::", "fc00::%x", "vxlan", "udp", "host-gw")
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["10.3.0.0/16", "fc00::/48"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(_TEXTS),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=4,
 )
-_KEYS = ("Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "SubnetLen", "SubnetMin", "SubnetMax", "Backend")
+_BACKEND = st.dictionaries(
+    st.sampled_from(("Type", "VNI", "Port", "MTU", "GBP", "Learning", "DirectRouting", "PreStartupCommand")), _JSON
+)
+_VALID = {"Network": "10.3.0.0/16", "IPv6Network": "fc00::/48", "EnableIPv6": True, "Backend": {"Type": "vxlan"}}
+_KEYS = (
+    *("Network", "SubnetLen", "SubnetMin", "SubnetMax", "IPv6Network", "IPv6SubnetLen", "IPv6SubnetMin"),
+    *("IPv6SubnetMax", "EnableIPv4", "EnableIPv6", "EnableNFTables", "Backend"),
+)
 
 
-@given(st.dictionaries(st.sampled_from(_KEYS), _JSON))
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text takes Hypothesis a second
+@given(st.dictionaries(st.sampled_from(_KEYS), _JSON | _BACKEND))
 def test_whatever_it_says_it_is_taken_or_refused_in_words(raw: dict[str, object]) -> None:
-    try:
-        parsed = parse_config(json.dumps(raw))
-    except ConfigError:
-        return
-    assert isinstance(parsed, NetworkConfig)
-    for pool in parsed.pools.values():
-        assert pool.permits(next(iter(pool.subnets())))
+    """Any value in any key, alone and beside valid ones, also in what the backends look at."""
+    for text in (json.dumps(raw), json.dumps({**_VALID, **raw})):
+        try:
+            parsed = parse_config(text)
+            check_backend(parsed)
+        except ConfigError:
+            continue
+        assert isinstance(parsed, NetworkConfig)
+        assert not refusals(parsed, parse_config(text))
+        for pool in parsed.pools.values():
+            assert pool.permits(next(iter(pool.subnets())))
+            assert "%" not in f"{pool.network} {pool.subnet_min} {pool.subnet_max}"
+
+
+@given(st.text(max_size=30) | st.integers(1, 3000).map(lambda deep: "[" * deep + "]" * deep))
+def test_any_text_is_a_configuration_or_refused_in_words(text: str) -> None:
+    for one in (text, f'{{"Backend": {text}}}'):
+        with pytest.raises(ConfigError):
+            parse_config(one)

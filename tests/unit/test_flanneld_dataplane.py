@@ -15,6 +15,7 @@ from flanneld.dataplane import (
     FoundDevice,
     FoundRoute,
     Ownership,
+    Past,
     PutForwarding,
     PutNeighbour,
     PutRoute,
@@ -156,7 +157,9 @@ def test_stale_things_of_ours_go() -> None:
         addresses={NAME: COMPLETE.addresses[NAME] | {"10.5.9.0/32"}},
         routes=(*COMPLETE.routes, through_itself, of_host_gw),
     )
-    assert plan(DESIRED, stale) == [
+    past = Past(frozenset({("10.5.7.0/24", PEER)}), (ipaddress.ip_network("10.9.0.0/16"),))
+    assert plan(DESIRED, stale) == [RemoveAddress(NAME, "10.5.9.0/32")], "without a record they may be anybody's"
+    assert plan(DESIRED, stale, past) == [
         RemoveAddress(NAME, "10.5.9.0/32"),
         RemoveRoute(of_host_gw.route),
         RemoveRoute(through_itself.route),
@@ -176,16 +179,51 @@ def test_a_tun_is_waited_for_and_then_set_up() -> None:
     ("route", "owned"),
     [
         (found_route("10.5.7.0/24", NAME, "10.5.7.0", onlink=True), True),
+        (found_route("10.9.7.0/24", NAME, "10.9.7.0", onlink=True), False),
         (found_route("10.5.7.0/24", "flannel.9", "10.5.7.0", onlink=True), True),
-        (found_route("10.5.7.0/24", "eth0", PEER), True),
+        (found_route("10.5.7.0/24", "eth0", PEER), False),
+        (found_route(SUBNET, "eth0", PEER), True),
+        (found_route(SUBNET, "eth0", "192.168.60.254"), False),
+        (found_route("10.5.8.0/24", "eth0", "192.168.60.8"), True),
+        (found_route("10.5.8.0/24", "eth1", "192.168.60.8"), True),
+        (found_route("10.5.8.0/24", "eth0", "192.168.60.9"), False),
+        (found_route("10.5.8.0/24", "eth0", "192.168.60.8", boot=False), False),
         (found_route("10.5.7.0/24", "eth1", PEER), False),
         (found_route("10.5.7.0/24", "cni0"), False),
-        (found_route("10.5.7.0/24", "eth0", PEER, boot=False), False),
+        (found_route(SUBNET, "eth0", PEER, boot=False), False),
         (found_route("fd00::/64", "eth0", "fd01::1"), False),
     ],
 )
-def test_which_route_in_the_way_may_be_replaced(route: FoundRoute, *, owned: bool) -> None:
-    assert ours(route, OWNERSHIP, [NAME]) is owned
+def test_which_route_is_one_of_a_daemon(route: FoundRoute, *, owned: bool) -> None:
+    assert ours(route, DESIRED, Past(frozenset({("10.5.8.0/24", "192.168.60.8")}))) is owned
+
+
+def test_without_a_record_only_a_backend_of_plain_routes_takes_them_over() -> None:
+    stale, reserved = found_route("10.5.7.0/24", "eth0", PEER), found_route("10.5.200.0/24", "eth0", "192.168.60.77")
+    plain = DESIRED._replace(ownership=OWNERSHIP._replace(plain=True), unused=frozenset({"10.5.200.0/24"}))
+    known = Past(frozenset())
+    assert [ours(one, DESIRED, Past(None)) for one in (stale, reserved)] == [False, False]
+    assert [ours(one, plain, Past(None)) for one in (stale, reserved)] == [True, False]
+    assert [ours(one, plain, known) for one in (stale, reserved)] == [False, False]
+
+
+def test_a_device_whose_interface_is_absent_is_left_alone() -> None:
+    assert plan(DESIRED, COMPLETE._replace(underlay=False)) == []
+
+
+def test_another_daemons_entries_on_the_same_device_stay() -> None:
+    """Two daemons with one VNI and different networks share a device."""
+    theirs = COMPLETE._replace(
+        neighbours={**COMPLETE.neighbours, (NAME, "10.6.1.0"): "2a:00:00:00:00:61"},
+        forwarding=COMPLETE.forwarding | {(NAME, "2a:00:00:00:00:61", PEER)},
+        routes=(*COMPLETE.routes, found_route("10.6.1.0/24", NAME, "10.6.1.0", onlink=True)),
+    )
+    assert plan(DESIRED, theirs) == []
+
+
+def test_a_leftover_device_goes_last() -> None:
+    steps = plan(DESIRED, COMPLETE._replace(leftovers=("flannel.7",), routes=()))
+    assert steps == [PutRoute(ROUTE), DeleteDevice("flannel.7", "it is a leftover of another backend")]
 
 
 ADDRESSES = st.integers(0, 255)
@@ -243,7 +281,8 @@ def taken(found: Found, steps: list[Step]) -> Found:
 @given(PEERS, PEERS)
 def test_from_any_overlay_to_any_other(before: dict[int, tuple[int, bool]], after: dict[int, tuple[int, bool]]) -> None:
     old, new = desired_of(before), desired_of(after)
-    by_look = taken(found_of(old), plan(new, found_of(old)))
+    past = Past(frozenset((one.destination, one.gateway) for one in old.routes.values() if one.device == "eth0"))
+    by_look = taken(found_of(old), plan(new, found_of(old), past))
     assert plan(new, by_look) == []
     steps = delta(old, new)
     assert steps is not None

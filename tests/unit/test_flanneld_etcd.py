@@ -124,7 +124,7 @@ def test_the_end_of_a_prefix() -> None:
             "-etcd-p",
         ),
         (400, b"Client sent an HTTP request to an HTTPS server.\n", True, 0, "https://"),
-        (200, b"", None, 0, ""),
+        (200, b"{}", None, 0, ""),
     ],
 )
 def test_refusals(status: int, body: bytes, *, unavailable: bool | None, code: int, hint: str) -> None:

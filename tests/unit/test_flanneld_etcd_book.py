@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flanneld.kube.node import lease_of
 from flanneld.subnet.etcd_watch import Book
-from flanneld.subnet.lease import Lease
+from flanneld.subnet.lease import Lease, decode_attributes
 from flanneld.subnet.store import Change, Record
 
 VALUE = '{"PublicIP":"192.168.60.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa"}}'
@@ -86,6 +87,61 @@ def test_a_lease_with_the_own_address_is_counted_until_it_goes(caplog: pytest.Lo
     assert caplog.messages == ["ignoring the key 10.5.2.0-24: it announces this machine's own address 192.168.60.2"]
     made.apply([Change(twin, None)])
     assert made._counted == {"malformed": 0, "own-address": 0}
+
+
+def full(made: Book, *leases: Record, spare_until: float | None = None) -> bool:
+    entries = [made.entry(record("config", "{}")), *map(made.entry, leases)]
+    config, found = made.sort(entries)
+    return made.replace(config or "", found, spare_until)
+
+
+def at(number: int, network: str = "") -> Record:
+    return record(f"subnets/{network or f'10.5.{number}.0-24'}", VALUE.replace("60.2", f"60.{number}"))
+
+
+def test_leases_that_the_store_lost_are_spared_until_others_take_their_place() -> None:
+    made = Book()
+    full(made, *(at(number) for number in range(1, 8)))
+    assert full(made, spare_until=50.0)
+    names = {f"10.5.{number}.0-24" for number in range(1, 8)}
+    assert (set(made.picture().leases), made.spared_until) == (names, 50.0)
+    made.apply([Change(at(1).name, at(1))])  # written again
+    made.apply([Change("subnets/10.5.99.0-24", at(2, "10.5.99.0-24"))])  # the machine has another one
+    made.apply([Change("subnets/10.5.3.0-24", at(77, "10.5.3.0-24"))])  # another machine has the subnet
+    made.apply([Change("subnets/10.5.4.0-23", at(78, "10.5.4.0-23"))])  # or one around it
+    made.apply([Change("subnets/10.5.6.0-24", None)])  # deleted for good
+    wanted = {"10.5.1.0-24", "10.5.99.0-24", "10.5.3.0-24", "10.5.4.0-23", "10.5.7.0-24"}
+    assert set(made.picture().leases) == wanted
+    assert made.picture().leases["10.5.3.0-24"].attributes.public_ip == "192.168.60.77"
+    # The store is lost once more: what was spared stays so.
+    assert full(made, at(1), spare_until=70.0)
+    assert (set(made.picture().leases), made.spared_until) == (wanted, 70.0)
+    assert made.give_up()
+    assert not made.give_up()
+    assert (set(made.picture().leases), made.spared_until) == ({"10.5.1.0-24"}, float("inf"))
+
+
+def test_a_full_reading_that_is_believed_spares_nothing() -> None:
+    made = Book()
+    full(made, at(1), at(2))
+    assert full(made, at(1))
+    assert set(made.picture().leases) == {"10.5.1.0-24"}
+    full(made, at(1), spare_until=50.0)
+    assert made.spared_until == float("inf"), "nothing was lost"
+
+
+@pytest.mark.parametrize("deep", [21, 500, 900, 990, 5000])
+def test_a_lease_that_is_nested_deep_is_none(deep: int) -> None:
+    """It could be decoded, but neither compared nor shown."""
+    value = '{"PublicIP":"192.168.60.2","BackendData":' + '{"a":' * deep + "1" + "}" * deep + "}"
+    assert decode_attributes(value) is None
+    annotations = {
+        "f/kube-subnet-manager": "true",
+        "f/public-ip": "192.0.2.2",
+        "f/backend-data": "[" * deep + "]" * deep,
+    }
+    with pytest.raises(ValueError, match="is not JSON"):
+        lease_of({"metadata": {"annotations": annotations}, "spec": {"podCIDR": "10.244.1.0/24"}}, "f/", (4,))
 
 
 def test_names_of_data_are_shared() -> None:

@@ -21,8 +21,13 @@ class Kernel:
     """Answers as a kernel with these routes, own addresses and neighbours."""
 
     def __init__(
-        self, ways: Mapping[str, Way], own: Mapping[str, str] | None = None, neighbours: Mapping[str, str] | None = None
+        self,
+        ways: Mapping[str, Way],
+        own: Mapping[str, str] | None = None,
+        neighbours: Mapping[str, str] | None = None,
+        obstacle: str = "",
     ) -> None:
+        self._obstacle = obstacle
         self._ways = {ipaddress.ip_network(prefix): way for prefix, way in ways.items()}
         self._own, self._neighbours = own or {}, neighbours or {}
 
@@ -33,6 +38,9 @@ class Kernel:
         parsed = ipaddress.ip_address(address)
         holding = [one for one in self._ways if parsed in one]
         return self._ways[max(holding, key=lambda one: one.prefixlen)] if holding else None
+
+    def obstacle(self, _address: str, _wanted: dp.Route) -> str:
+        return self._obstacle
 
     def neighbours(self, _device: str, _version: int) -> list[wire.Neighbour]:
         return [wire.Neighbour(2, 3, address, mac, False, False) for address, mac in self._neighbours.items()]
@@ -124,11 +132,23 @@ def test_what_is_missing_in_the_kernel_is_the_reason(monkeypatch: pytest.MonkeyP
     assert found.verdict.startswith("Wrong: ")
 
 
-def test_another_route_in_the_way_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_precedence_is_named_and_not_said_to_be_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     better = {**PEER, "10.5.2.7/32": Way("tun0", "")}
-    found, _ = facts(monkeypatch, "10.5.2.7", Kernel(better))
+    found, _ = facts(monkeypatch, "10.5.2.7", Kernel(better, obstacle="the route X; remove that"))
     assert ("way", "dev tun0", "should be dev flannel.1 via 10.5.2.0") in found.lines
-    assert "the way dev tun0 should be dev flannel.1" in found.verdict
+    assert found.verdict == (
+        "Not reachable: what this machine has of its own takes precedence: the route X; remove that."
+    )
+    found, _ = facts(monkeypatch, "10.5.2.7", Kernel(better), probing=False)
+    assert "`ip route show table all`" in found.verdict
+
+
+def test_a_missing_route_is_repaired_although_packets_leave_by_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    desired = read(daemon(lease(2)))[0].desired
+    assert desired is not None
+    without = complete(desired)._replace(routes=())
+    found, _ = facts(monkeypatch, "10.5.2.7", Kernel(DEFAULT), found=without)
+    assert found.verdict.endswith("is missing. flanneld should repair that within seconds; its log says what keeps it.")
 
 
 def test_an_ignored_lease_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +233,9 @@ def test_no_daemon_is_status_3(tmp_path: Any, capsys: pytest.CaptureFixture[str]
     assert explain.run(["-subnet-file", str(tmp_path / "subnet.env"), "127.0.0.2"], {}) == 3
     printed = capsys.readouterr()
     assert "Is it running?" in printed.err
+    assert explain.run(["-json", "-subnet-file", str(tmp_path / "subnet.env"), "127.0.0.2"], {}) == 3
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = json.loads(printed.out)
+    assert (found["running"], found["reachable"]) == (False, None)
+    assert found["verdict"] == "the kernel sends packets to 127.0.0.2 dev lo"

@@ -102,6 +102,21 @@ def test_a_first_command_that_fails_says_why() -> None:
         backend.prepare(EXISTING)
 
 
+def test_the_first_command_is_run_once_however_often_a_lease_is_tried_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = f"echo x >> {tmp_path}/ran; test -e {tmp_path}/good && wc -l < {tmp_path}/ran"
+    backend = ExtensionBackend(config(PreStartupCommand=command, ShutdownCommand="true"), UNDERLAY)
+    with caplog.at_level(logging.INFO, "flanneld"):
+        with pytest.raises(NetworkError):
+            backend.prepare(EXISTING)
+        (tmp_path / "good").touch()
+        for _ in range(3):
+            backend.prepare(EXISTING)
+            assert backend.data(4) == "2", "one failed, one did not"
+    assert len(caplog.records) == 2
+
+
 def test_a_command_is_a_string() -> None:
     with pytest.raises(ConfigError, match=r'SubnetAddCommand is \["a"\]'):
         ExtensionBackend(config(SubnetAddCommand=["a"]), UNDERLAY)
@@ -207,6 +222,18 @@ def test_new_commands_are_used_from_now_on(ran: Run) -> None:
     assert backend.mtu == 9000
 
 
+def test_leases_are_judged_anew_with_another_configuration(ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, leases = ran.start(), [lease(2)]
+    backend.update(leases)
+    until(lambda: len(ran.lines) == 1, lambda: ran.lines)
+    monkeypatch.setattr(backend, "_unfit", lambda *_: "the network has changed")
+    backend.update(leases)
+    assert backend.ignored == {}
+    backend.follow(backend.config, UNDERLAY)
+    backend.update(leases)
+    assert set(backend.ignored) == {"10.5.2.0/24"}
+
+
 def test_nothing_of_the_kernel_is_owned(ran: Run) -> None:
     backend = ran.start()
     assert backend.desired(OWN, [OWN, lease(2)]) == Desired(Ownership({}))
@@ -231,6 +258,20 @@ def test_large_input_that_is_not_read_and_output_that_is_no_text() -> None:
     assert shell.run("printf '\\377'", {}, "x" * (1 << 20)) == ("\ufffd", "")
     assert shell.run("kill -9 $$", {}).failure == "was ended by signal 9"
     assert shell.run("echo \0", {}).failure.startswith("cannot be run")
+
+
+def test_data_of_a_peer_that_is_no_text(ran: Run) -> None:
+    backend = ran.start()
+    backend.update([lease(2, json.loads('"a\\ud800"')), lease(3)])
+    until(lambda: len(ran.lines) == 2, lambda: ran.lines)
+    assert not backend.trouble()
+    assert ran.lines[0] == "add 10.5.2.0/24 192.0.2.2 a?"
+
+
+def test_no_room_for_the_files_is_a_failure_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w+b", buffering=0) as full:
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda: full)
+        assert shell.run("true", {}, "x").failure == "cannot be run: [Errno 28] No space left on device"
 
 
 def test_secrets_of_the_daemon_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ FLAGS = (
     Flag("password", "str", "", "a secret", secret=True),
     Flag("version", "bool", "false", "the version"),
     Flag("old", "gone", "", "use -name"),
+    Flag("calm", "bool", "false", "nothing", idle=True),
+    Flag("dir", "str", "", "nothing", idle=True),
 )
 
 
@@ -107,16 +109,29 @@ def test_repeatable_flags_keep_their_order() -> None:
         (["-old"], "use -name"),
         (["stray"], "not a flag"),
         (["-"], "not a flag"),
-        (["--"], "not a flag"),
+        (["--", "-name=x"], "'-name=x' stands behind '--'"),
+        (["--", "", "stray"], "'stray' stands behind '--'"),
         (["---name=x"], "not a flag"),
         (["-=x"], "not a flag"),
-        ([""], "not a flag"),
     ],
 )
 def test_mistakes_end_in_a_clear_error(words: list[str], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parsed(*words)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["", "-name=x"], ["-name=x", ""], ["-name=x", "--"], ["-name=x", "", "--", ""]])
+def test_empty_words_and_the_end_of_the_flags_are_passed_over(words: list[str]) -> None:
+    assert parsed(*words).text("name") == "x"
+    assert parsed("-name", "", "-on").truth("on"), "here the empty word is a value"
+
+
+def test_idle_flags_are_accepted_and_named() -> None:
+    assert parsed("-dir", "/var/log", "-calm", "-name=x").idle == ("calm", "dir")
+    assert parsed(FLANNELD_DIR="/var/log").idle == ("dir",)
+    assert parsed("-name=x").idle == ()
+    assert parsed(FLANNELD_DIR="/var/log").unknown == ()
 
 
 @pytest.mark.parametrize("word", ["-h", "-help", "--help"])
@@ -128,6 +143,7 @@ def test_usage_shows_flags_with_their_defaults() -> None:
     text = usage(FLAGS)
     assert "  -count int\n    \ta number (default 3)\n  -on\n    \ta switch\n" in text
     assert "-old" not in text
+    assert "-calm" not in text
 
 
 def test_what_is_set_is_shown_without_secrets() -> None:

@@ -202,6 +202,8 @@ def test_in_a_pod(tmp_path: Path) -> None:
     [
         ({"annotation_prefix": "A"}, ENVIRON, "-kube-annotation-prefix is 'A'"),
         ({"api_url": "192.0.2.1"}, ENVIRON, "-kube-api-url '192.0.2.1' cannot be used"),
+        ({"api_url": "https://api..example"}, ENVIRON, "-kube-api-url 'https://api..example' cannot be used"),
+        ({"api_url": f"https://{'x' * 64}.example"}, ENVIRON, "cannot be used"),
         ({}, {}, "env variables POD_NAME and POD_NAMESPACE must be set"),
         ({}, {"POD_NAME": "p"}, "env variables POD_NAME and POD_NAMESPACE must be set"),
         ({}, {"NODE_NAME": "A/b"}, "NODE_NAME is 'A/b'"),

@@ -14,6 +14,8 @@ from flanneld.kube.client import Event, KubeClient
 from flanneld.kube.errors import GoneError, KubeError, KubeUnavailableError
 from flanneld.kube.kubeconfig import Access
 from flanneld.metrics import FIGURES
+from flanneld.subnet import kube
+from flanneld.subnet.kube import Doors, Follower
 
 Answer = list[bytes | float]
 """Bytes to send and seconds to wait; the connection is kept open after them unless the last is b""."""
@@ -106,6 +108,28 @@ def test_a_kept_connection_that_was_closed_is_opened_again(server: Scripted, cli
     assert server.connections == 2
 
 
+@pytest.mark.parametrize("ends", [b"HTTP/1.1 200 X\r\nConnection: close\r\n", b"HTTP/1.0 200 X\r\n"])
+def test_a_server_that_closes_after_every_answer(server: Scripted, client: KubeClient, ends: bytes) -> None:
+    page = {"metadata": {"resourceVersion": "9"}, "items": [NODE]}
+    body = json.dumps({**page, **NODE}).encode()
+    whole_and_close = b"%bContent-Length: %d\r\n\r\n%b" % (ends, len(body), body)
+    server.answers = [[whole_and_close, b""]] * 5
+    assert [client.node("a")["metadata"] for _ in range(3)] == [NODE["metadata"]] * 3
+    assert len(list(client.nodes())) == len(list(client.nodes())) == 1
+    assert server.connections == 5
+
+
+def test_a_watch_on_a_connection_that_is_to_end_may_be_silent(
+    server: Scripted, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUIET", 2.0)
+    line = json.dumps(ADDED).encode() + b"\n"
+    server.answers = [[b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", line, 0.8, line, b""], [whole(NODE)]]
+    assert [event.kind for event in client.watch_nodes("5", 7)] == ["OPEN", "ADDED", "ADDED"]
+    assert client.node("a") == NODE
+    assert "timeoutSeconds=7" in server.asked[0]
+
+
 def test_pages_follow_each_other(server: Scripted, client: KubeClient) -> None:
     first = {"metadata": {"resourceVersion": "9", "continue": "x/y="}, "items": [NODE, "?"]}
     server.answers = [[whole(first)], [whole({"metadata": {"resourceVersion": "9"}, "items": None})]]
@@ -190,6 +214,70 @@ def test_a_watch_that_fails(
     with pytest.raises(kind, match=words):
         found.extend(event.kind for event in client.watch_nodes("5"))
     assert found == ["OPEN", "ADDED"]
+
+
+def follower(client: KubeClient) -> Follower:
+    book = kube.Book("flannel.alpha.coreos.com/", (4,), "a")
+    return Follower(client, book, Doors(lambda _: None, lambda: None, lambda *_: None, lambda _: None), lambda _: None)
+
+
+def listing(version: str, *nodes: Any) -> list[bytes | float]:
+    return [whole({"metadata": {"resourceVersion": version}, "items": nodes})]
+
+
+def test_after_an_outage_the_nodes_are_listed_later_or_when_the_version_went_back(
+    server: Scripted, client: KubeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kube, "audit_delay", lambda _: 30.0)
+    made = follower(client)
+    made._version, made._away_since = "7", time.monotonic() - kube.OUTAGE - 1
+    server.answers = [listing("9", NODE), [chunks(ADDED)]]
+    made._catch_up(doubtful=True)
+    made._watch()
+    assert ["limit=1" in asked for asked in server.asked] == [True, False]
+    assert "resourceVersion=7&" in server.asked[1]
+    assert 29 < made._audit_at - time.monotonic() <= 30
+    # The next watch ends when it is time for the list.
+    server.answers = [[chunks()], listing("12", NODE), [chunks()]]
+    made._watch()
+    assert "timeoutSeconds=29" in server.asked[2]
+    made._audit_at = 0.0
+    made._catch_up(doubtful=False)
+    assert "limit=100" in server.asked[3]
+    assert (made._version, made._audit_at) == ("12", float("inf"))
+    # An older state is noticed at once.
+    server.answers = [listing("3", NODE), listing("3", NODE)]
+    made._catch_up(doubtful=True)
+    assert ("limit=1" in server.asked[4], "limit=100" in server.asked[5], made._version) == (True, True, "3")
+
+
+def test_audits_are_spread_by_the_number_of_nodes() -> None:
+    for nodes, most in ((10, 0.1), (100, 6.0), (1000, 600.0), (5000, 15000.0)):
+        assert all(0 <= kube.audit_delay(nodes) <= most for _ in range(100))
+    assert max(kube.audit_delay(5000) for _ in range(100)) > 3600
+
+
+def test_complaints_about_nodes_that_are_gone_are_forgotten() -> None:
+    book = kube.Book("f/", (4,), "a")
+    annotations = {"f/kube-subnet-manager": "true"}
+    bad = {"metadata": {"name": "b", "annotations": annotations}, "spec": {"podCIDR": "10.244.1.0/24"}}
+    also = {**bad, "metadata": {"name": "c", "annotations": annotations}}
+    book.add([bad, also])
+    assert set(book._named) == {"b", "c"}
+    book.apply(Event("DELETED", bad))
+    assert set(book._named) == {"c"}
+    for _ in range(2):
+        book.clear()
+        book.add([])
+    assert not book._named
+    assert not book._named_before
+
+
+def test_what_an_earlier_run_announced_is_taken_back() -> None:
+    wanted: dict[str, str | None] = {"public-ip": "192.0.2.1", "public-ipv6": None}
+    there = {"public-ip": "192.0.2.1", "public-ipv6": "2001:db8::1"}
+    assert kube.missing_annotations(there, wanted) == {"metadata": {"annotations": {"public-ipv6": None}}}
+    assert kube.missing_annotations({"public-ip": "192.0.2.1"}, wanted) == {}
 
 
 def test_a_watch_that_is_refused(server: Scripted, client: KubeClient) -> None:

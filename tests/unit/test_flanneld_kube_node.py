@@ -74,12 +74,14 @@ def test_prefixes_that_only_the_api_server_would_refuse(wrong: str) -> None:
 def test_data_is_json_without_blanks_and_with_the_escapes_of_go() -> None:
     made = announced(Attributes("192.0.2.1", "extension", {"a": ["<&>", "ä"], "b": None}), PREFIX)
     assert made[f"{PREFIX}backend-data"] == '{"a":["\\u003c\\u0026\\u003e","ä"],"b":null}'
-    assert f"{PREFIX}public-ipv6" not in made
+    assert made[f"{PREFIX}public-ipv6"] is made[f"{PREFIX}backend-v6-data"] is None
     assert announced(Attributes("", "", None, "2001:db8::1"), PREFIX) == {
         f"{PREFIX}kube-subnet-manager": "true",
         f"{PREFIX}backend-type": "",
         f"{PREFIX}public-ipv6": "2001:db8::1",
         f"{PREFIX}backend-v6-data": "null",
+        f"{PREFIX}public-ip": None,
+        f"{PREFIX}backend-data": None,
     }
 
 

@@ -138,7 +138,7 @@ def test_nobody_reads_the_log(stderr: str) -> None:
     assert (done.stdout, done.returncode) == ("went on\n", 7)
 
 
-def test_repeated_failures_are_told_once_a_minute(
+def test_repeated_failures_are_told_at_lengthening_intervals(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
@@ -146,12 +146,26 @@ def test_repeated_failures_are_told_once_a_minute(
     set_up(LogOptions())
     repeated = Repeated()
     repeated.clear("not said: there was no failure")
-    for _ in range(130):
-        repeated.warn("down %")
+    for second in range(3 * 3600):
+        # Two members in turn, and a third that is asked now and then.
+        repeated.warn(("down %", "down for another reason")[second % 2])
+        if second % 600 == 0:
+            repeated.warn("down, too")
         now[0] += 1
-    repeated.warn("down for another reason")
-    repeated.clear("up again")
-    repeated.clear("up again")
     lines = capfd.readouterr().err.splitlines()
-    assert [line.split("] ")[1] for line in lines] == ["down %"] * 3 + ["down for another reason", "up again"]
     assert all(" test_flanneld_log.py:" in line for line in lines)  # the caller, not the helper
+    told = [line.split("] ")[1] for line in lines]
+    # After 0, 1, 3, 7, 15, 31, 61, 91, 121 and 151 minutes.
+    assert {text: told.count(text) for text in told} == {"down %": 10, "down for another reason": 10, "down, too": 9}
+    repeated.clear("up again")
+    repeated.clear("up again")
+    repeated.warn("down %")
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["up again", "down %"]
+
+
+def test_failures_in_ever_other_words_fill_no_memory() -> None:
+    repeated = Repeated()
+    for number in range(1000):
+        repeated.warn(f"number {number}")
+    assert len(repeated._told) < 20

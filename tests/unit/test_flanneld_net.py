@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import socket
 import struct
 
@@ -8,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flanneld.backend.base import Reach
+from flanneld.backend.base import Reach, Underlay
 from flanneld.dataplane import PutForwarding, PutNeighbour, PutRoute, RemoveRoute, Route, Vxlan
 from flanneld.errors import NetworkError
 from flanneld.net import wire
-from flanneld.net.interfaces import Machine, choose, overlapping
+from flanneld.net.interfaces import Machine, Overlap, choose, look, overlapping
+from flanneld.net.kernel import Kernel
 from flanneld.options import InterfaceOptions
 
 NETWORKS = {4: ipaddress.ip_network("10.244.0.0/16")}
@@ -116,12 +119,132 @@ def test_foreign_routes_within_the_pod_network_are_named() -> None:
     routes = (
         *MACHINE.routes,
         route("10.244.7.0/24", 9),
-        route("10.244.8.0/24", 4, "10.244.8.0", protocol=wire.BOOT),
+        route("10.244.8.0/24", 4, "10.244.8.0", protocol=wire.BOOT)._replace(onlink=True),
         route("10.244.128.0/17", 3, "10.0.2.9"),
         route("10.0.0.0/8", 3),
     )
-    found = overlapping(MACHINE._replace(routes=routes), NETWORKS, own, ["flannel.1"])
-    assert found == ["10.244.128.0/17 via 10.0.2.9 dev eth1"]
+    machine = MACHINE._replace(routes=routes, links={**MACHINE.links, 4: link(4, "flannel.2")})
+    found = overlapping(machine, NETWORKS, own, ["flannel.1"])
+    assert found == [
+        Overlap(
+            "this machine has a route of its own within the pod network, which may hide pods: "
+            "10.244.128.0/17 via 10.0.2.9 dev eth1",
+            "remove it with `ip route del 10.244.128.0/17 via 10.0.2.9 dev eth1`, "
+            "or give the pod network other addresses",
+        )
+    ]
+
+
+def test_a_route_made_by_hand_is_named_and_one_of_the_daemon_is_not() -> None:
+    by_hand = route("10.244.64.0/18", 2, "192.168.60.254", protocol=wire.BOOT)
+    of_host_gw = route("10.244.9.0/24", 2, "192.168.60.2", protocol=wire.BOOT)
+    connected = route("10.244.9.0/30", 3, protocol=wire.KERNEL)
+    machine = MACHINE._replace(routes=(by_hand, of_host_gw, connected))
+    found = overlapping(machine, NETWORKS, (), [], [("10.244.9.0/24", "192.168.60.2")])
+    assert ["10.244.64.0/18" in one.what for one in found] == [True, False]
+    assert "10.244.9.0/30 dev eth1" in found[1].what
+    assert "ip route del" not in found[1].todo, "it would take the machine off its network"
+
+
+def test_a_machine_within_the_pod_network_is_told_so_once() -> None:
+    machine = MACHINE._replace(
+        addresses=(*MACHINE.addresses, address(3, "10.244.9.7"), address(9, "10.244.7.1")),
+        routes=(*MACHINE.routes, route("10.244.9.0/24", 3, protocol=wire.KERNEL)),
+    )
+    found = overlapping(machine, NETWORKS, [ipaddress.ip_network("10.244.7.0/24")], [])
+    assert [one.what for one in found] == [
+        "this machine's own address 10.244.9.7/24 of eth1 lies within the pod network 10.244.0.0/16"
+    ]
+
+
+def kept(machine: Machine, options: InterfaceOptions = InterfaceOptions()) -> dict[int, str]:  # noqa: B008 - a tuple
+    present = choose(MACHINE, InterfaceOptions(), DUAL)
+    return dict(choose(machine, options, DUAL, present).addresses)
+
+
+def test_an_address_that_serves_is_kept_when_others_come() -> None:
+    newer = (address(2, "192.168.60.200", 32), address(2, "fd01::100", 64))
+    lasting = MACHINE._replace(addresses=(*newer, *MACHINE.addresses))
+    assert choose(lasting, InterfaceOptions(), DUAL).addresses == {4: "192.168.60.200", 6: "fd01::100"}
+    assert kept(lasting) == {4: "192.168.60.1", 6: "fd01::1"}
+    assert kept(lasting, InterfaceOptions(names=("192.168.60.200",))) == {4: "192.168.60.200", 6: "fd01::1"}
+    assert kept(lasting, InterfaceOptions(patterns=(r"^192\.168\.60\.",)))[4] == "192.168.60.1"
+    without = tuple(one for one in lasting.addresses if one.address != "192.168.60.1")
+    assert kept(MACHINE._replace(addresses=without))[4] == "192.168.60.200"
+    old = tuple(one._replace(flags=wire.DEPRECATED) if one.address == "fd01::1" else one for one in lasting.addresses)
+    assert kept(MACHINE._replace(addresses=old))[6] == "fd01::100"
+
+
+def test_a_renamed_interface_is_the_same_one() -> None:
+    present = choose(MACHINE, InterfaceOptions(), NETWORKS)
+    assert present.ifindex == 2
+    renamed = MACHINE._replace(links={**MACHINE.links, 2: link(2, "ens9")})
+    assert choose(renamed, InterfaceOptions(), NETWORKS, present) == present._replace(name="ens9")
+
+
+class Changing:
+    """A kernel whose interface 7 has gone after the interfaces were asked for."""
+
+    def links(self) -> list[wire.Link]:
+        return list(MACHINE.links.values())
+
+    def addresses(self) -> list[wire.Address]:
+        return [*MACHINE.addresses, address(7, "192.168.70.1")]
+
+    def routes(self, version: int) -> list[wire.RouteEntry]:
+        hole = route("10.244.9.0/24", 0)
+        return [
+            one for one in (*MACHINE.routes, hole, route("0.0.0.0/0", 7, "192.168.70.254")) if one.version == version
+        ]
+
+    def route_to(self, target: str) -> wire.RouteEntry:
+        return route("0.0.0.0/0", 7, target)
+
+
+def test_an_interface_that_goes_between_two_questions_is_passed_over() -> None:
+    options = InterfaceOptions(can_reach="192.168.70.9")
+    found = look(Changing(), options, NETWORKS)  # type: ignore[arg-type]
+    assert found.reaching == 0
+    assert {one.oif for one in found.routes} == {0, 2, 3}
+    assert {one.ifindex for one in found.addresses} == {1, 2, 3}
+    assert choose(found, InterfaceOptions(), NETWORKS).name == "eth0"
+
+
+def test_a_kernel_that_cannot_be_asked_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    kernel = Kernel()
+    monkeypatch.setattr("socket.socket", refuse)
+    with pytest.raises(NetworkError, match=r"no netlink socket: Address family not supported .*AF_NETLINK"):
+        Kernel()
+    kernel._socket.close()
+    for ask in (
+        kernel.links,
+        lambda: kernel.apply([RemoveRoute(Route("10.5.7.0/24", "lo"))]),
+        lambda: kernel.routes(4),
+    ):
+        with pytest.raises(NetworkError, match="cannot be used: Bad file descriptor"):
+            ask()
+
+
+def test_a_kernel_before_4_20_is_asked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(socket.socket):
+        def setsockopt(self, level: int, option: int, *value: object) -> None:  # type: ignore[override]
+            if (level, option) == (270, 12):
+                raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+            super().setsockopt(level, option, *value)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("flanneld.net.kernel.socket.socket", Old)
+    kernel = Kernel()
+    assert {one.name for one in kernel.links()} >= {"lo"}
+    assert all(one.oif == 1 for one in kernel.routes(4, 1))
+
+
+def test_of_equal_default_routes_the_present_one_is_kept() -> None:
+    equal = MACHINE._replace(routes=(route("0.0.0.0/0", 3, "10.0.2.2", 50), *MACHINE.routes))
+    assert choose(equal, InterfaceOptions(), NETWORKS).name == "eth1"
+    assert choose(equal, InterfaceOptions(), NETWORKS, Underlay("eth0", 1500, {}, ifindex=2)).name == "eth0"
 
 
 def message(kind: int, body: bytes) -> wire.Message:
@@ -135,6 +258,10 @@ def test_what_is_sent_is_what_the_kernel_reports() -> None:
     found = parsed.found
     assert (found.kind, found.mac, found.vni, found.local, found.port) == ("vxlan", device.mac, 7, "fd01::1", 4789)
     assert (found.learning, found.gbp, found.group) == (True, True, False)
+    way6 = Route("fd00:0:0:7::/64", "x", "fd00:0:0:7::", onlink=True)
+    six = wire.parse_route(message(wire.NEWROUTE, wire.route(way6, 9)))
+    assert six is not None
+    assert (six.priority, six.usual, six._replace(priority=100).usual) == (1024, True, False)
     entry = wire.parse_route(message(wire.NEWROUTE, wire.route(Route("10.5.7.0/24", "x", "10.5.7.0", onlink=True), 9)))
     assert entry == wire.RouteEntry(4, "10.5.7.0/24", 9, "10.5.7.0", True, wire.BOOT, wire.UNICAST, 0)
     hole = wire.parse_route(message(wire.NEWROUTE, wire.blackhole("fd00::/64", 7)))

@@ -32,7 +32,7 @@ def test_every_flag_of_the_go_daemon_is_there() -> None:
         "net-config-path set-node-network-unavailable healthz-ip healthz-port iptables-resync iptables-forward-rules "
         "ip-blackhole-route v vmodule log_backtrace_at version"
     )
-    present = {flag.name for flag in FLAGS if flag.kind != "gone"}
+    present = {flag.name for flag in FLAGS if flag.kind != "gone" and not flag.idle}
     assert set(text.split()) | {"cni-conf", "etcd-api", "log-format"} == present
 
 
@@ -51,6 +51,7 @@ def test_the_unit_files_of_the_procedures() -> None:
         True,
     )
     # What systemd makes of a line of an environment file with a comment behind the value.
+    assert [options(f"-etcd-prefix={one}").prefix for one in ("/", "", "a/b/", "/a")] == ["", "", "/a/b", "/a"]
     assert options("-etcd-endpoints=http://10.0.0.1:2379# etcd, all of it").etcd.endpoints == ("http://10.0.0.1:2379",)
 
 
@@ -103,6 +104,8 @@ def test_the_password_is_not_shown() -> None:
         (["-etcd-endpoints=192.0.2.1:2379"], "192.0.2.1:2379"),
         (["-etcd-endpoints=https://192.0.2.1:2379/v2"], "https://192.0.2.1:2379/v2"),
         (["-etcd-endpoints=https://[::1"], "use URLs such as"),
+        (["-etcd-endpoints=http://etcd..example:2379"], "use URLs such as"),
+        ([f"-etcd-endpoints=http://{'x' * 64}.example:2379"], "use URLs such as"),
         (["-etcd-cafile=/nowhere/ca.pem"], "/nowhere/ca.pem"),
         (["-etcd-certfile=/dev/null"], "no file /dev/null"),
         (["-etcd-password=x"], "without -etcd-username"),
@@ -128,7 +131,15 @@ def test_mistakes_end_in_a_clear_error(words: list[str], text: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["-etcd-endpoints", "-kube-api-url"])
-@pytest.mark.parametrize("url", ["https://root:hunter2@192.0.2.1:2379", "https://root:hunter2@[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://root:hunter2@192.0.2.1:2379",
+        "https://root:hunter2@[::1",
+        "https://root:hunter2#x@192.0.2.1:2379",
+        "https://root:hunter2,x@192.0.2.1:2379",
+    ],
+)
 def test_a_password_in_a_url_is_refused_and_not_shown(flag: str, url: str) -> None:
     with pytest.raises(UsageError) as caught:
         options(f"{flag}={url}", f"-kube-subnet-mgr={'kube' in flag}".replace("True", "true").replace("False", "false"))
@@ -140,3 +151,8 @@ def test_one_half_of_a_client_certificate(tmp_path: Path) -> None:
     (tmp_path / "c.pem").write_text("")
     with pytest.raises(UsageError, match="etcd-keyfile is missing"):
         options(f"-etcd-certfile={tmp_path}/c.pem")
+
+
+def test_a_comment_may_hold_an_address() -> None:
+    found = options("-etcd-endpoints=http://192.0.2.1:2379 # ask admin@example.org")
+    assert found.etcd.endpoints == ("http://192.0.2.1:2379",)

@@ -5,6 +5,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from flanneld.errors import FlanneldError
 from flanneld.notify import notify, watchdog_interval
 from flanneld.outputs import SubnetFile, cni_conflist, parse_env, previous_subnets, subnet_env, write_atomically
 
+SRC = Path(__file__).parent.parent.parent / "src"
 N4, S4 = ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("10.1.74.0/24")
 N6, S6 = ipaddress.ip_network("fc00::/48"), ipaddress.ip_network("fc00:0:0:7::/64")
 V4 = SubnetFile({4: N4}, {4: S4}, 1472, ip_masq=False)
@@ -100,6 +103,31 @@ def test_links_are_followed_and_devices_written_to(tmp_path: Path) -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_redirected_output_is_written_to_and_not_replaced(tmp_path: Path, name: str) -> None:
+    code = (
+        "import pathlib, sys; from flanneld.outputs import write_atomically;"
+        "write_atomically(pathlib.Path(sys.argv[1]), 'ours\\n')"
+    )
+    command = f'{{ echo before; {sys.executable} -c "{code}" {name}; echo after; }} > out'
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SRC)}, check=True)
+    assert (tmp_path / "out").read_text() == "before\nours\nafter\n"
+
+
+def test_the_output_of_another_process_is_written_to(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out, subprocess.Popen(["sleep", "60"], stdout=out) as other:
+        inode = (tmp_path / "out").stat().st_ino
+        write_atomically(Path(f"/proc/{other.pid}/fd/1"), "ours\n")
+        other.kill()
+    assert (tmp_path / "out").read_text() == "ours\n"
+    assert (tmp_path / "out").stat().st_ino == inode
+
+
+def test_a_closed_output_is_an_error_of_ours() -> None:
+    with pytest.raises(FlanneldError, match="/dev/fd/99999 cannot be written: Bad file descriptor"):
+        write_atomically(Path("/dev/fd/99999"), "x\n")
 
 
 def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from flanneld.errors import RulesError
 from flanneld.rules import nftables, saved
-from flanneld.rules.bridge import check_bridge_netfilter
-from flanneld.rules.command import KernelLacksError, explain
+from flanneld.rules.bridge import check_bridge_netfilter, remark_bridge_netfilter
+from flanneld.rules.command import KernelLacksError, explain, run
 from flanneld.rules.iptables import parse_version
 from flanneld.rules.kernel_state import _attributes
 from flanneld.rules.saved import parse_line, parse_save, render, to_nothing, to_wanted
-from flanneld.rules.spec import FORWARD, MASQUERADE, Rule, RuleSpec, masquerade_rules, wanted_rules
+from flanneld.rules.spec import FORWARD, MARKED, MASQUERADE, Rule, RuleSpec, masquerade_rules, wanted_rules
 
 N, S = ipaddress.ip_network("10.5.0.0/16"), ipaddress.ip_network("10.5.66.0/24")
 SPEC = RuleSpec({4: (N, S)}, masquerade=True, forward=True)
@@ -333,8 +333,26 @@ def test_failures_say_what_to_do() -> None:
     assert isinstance(error, KernelLacksError)
     assert error.hint == "the kernel lacks a module: load iptable_nat"
     assert "Warning" not in error.message
+    late = "iptables-restore v1.8.9 (nf_tables): line 9: CHAIN_ADD failed (Operation not supported): chain POSTROUTING"
+    assert "EnableNFTables" in explain("iptables-restore", 4, late).hint
+    absent = "iptables-restore v1.8.9 (nf_tables): line 9: CHAIN_ADD failed (No such file or directory): chain FORWARD"
+    assert "load nft_chain_nat" in explain("iptables-restore", 4, absent, "nft_chain_nat").hint
+    for old in ("Error: JSON support not compiled-in", "nft: invalid option -- 'j'"):
+        assert "nft 0.9 or newer" in explain("nft", 1, old).hint
+    locked = "Fatal: can't open lock file /run/xtables.lock: Read-only file system"
+    assert explain("iptables-restore", 4, locked).hint == "/run/xtables.lock must be writable"
     assert explain("nft", 1, "{odd} {modules}").message == "nft failed with status 1: {odd} {modules}"
     assert explain("nft", 1, "").message == "nft failed with status 1"
+
+
+def test_programs_get_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FLANNELD_ETCD_PASSWORD", "NOTIFY_SOCKET", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("XTABLES_LIBDIR", "/lib/xtables")
+    printed = run(["env"])
+    assert "XTABLES_LIBDIR=/lib/xtables" in printed
+    assert "PATH=" in printed
+    assert "hunter2" not in printed
 
 
 def test_bridge_netfilter(tmp_path: Path) -> None:
@@ -342,6 +360,11 @@ def test_bridge_netfilter(tmp_path: Path) -> None:
     (tmp_path / "bridge-nf-call-iptables").write_text("1\n")
     assert check_bridge_netfilter([4], tmp_path) == ""
     assert "bridge-nf-call-ip6tables" in check_bridge_netfilter([4, 6], tmp_path)
+    assert remark_bridge_netfilter([4, 6], tmp_path) == ""
+    (tmp_path / "bridge-nf-call-ip6tables").write_text("0\n")
+    assert remark_bridge_netfilter([4], tmp_path) == ""
+    assert remark_bridge_netfilter([4, 6], tmp_path).startswith("net.bridge.bridge-nf-call-ip6tables is 0: ")
+    assert remark_bridge_netfilter([4, 6], tmp_path).endswith("(sysctl -w net.bridge.bridge-nf-call-ip6tables=1)")
 
 
 def listed(*rules: Any, chain: str = "postrtg", base: dict[str, Any] | None = None) -> str:
@@ -369,6 +392,17 @@ def test_nft_sets_the_table_in_one_go() -> None:
         'add forward ip saddr 10.5.0.0/16 accept comment "flanneld forward"',
         'add forward ip daddr 10.5.0.0/16 accept comment "flanneld forward"',
     ]
+
+
+@pytest.mark.parametrize("form", [{"key": "mark"}, "mark"])
+@pytest.mark.parametrize("operator", [{"op": "=="}, {}])
+def test_nft_rules_are_read_as_old_versions_print_them(form: Any, operator: dict[str, str]) -> None:
+    mark = {"match": {**operator, "left": {"&": [{"meta": form}, 16384]}, "right": 16384}}
+    address = {"payload": {"name": "ip", "field": "saddr"}}
+    source = {"match": {**operator, "left": address, "right": {"prefix": {"addr": "10.5.0.0", "len": 16}}}}
+    assert nftables.parse_list(listed([mark, {"return": None}], [source, {"accept": None}])).rules == {
+        "postrtg": [MARKED, Rule(MASQUERADE, "ACCEPT", str(N))]
+    }
 
 
 def test_nft_rules_are_read_whatever_the_form_of_the_flags() -> None:

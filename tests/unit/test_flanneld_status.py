@@ -19,6 +19,7 @@ from flanneld import dataplane as dp
 from flanneld.backend.base import Existing, Reach, Underlay
 from flanneld.backend.registry import make_backend
 from flanneld.errors import FlanneldError
+from flanneld.metrics import Figures
 from flanneld.options import InterfaceOptions
 from flanneld.subnet.config import parse_config
 from flanneld.subnet.lease import Attributes, Holding, Lease, parse_lease
@@ -96,6 +97,9 @@ def test_a_daemon_that_has_just_started_answers() -> None:
     assert "NOT ready: waiting for the network configuration" in text
     assert "etcd v3: refused" in text
     assert "lease      none yet" in text
+    starting.manager.trouble = ""
+    text = "\n".join(status.overview(status.Look(*read(starting), ()), None))
+    assert "etcd v3: not read yet" in text
 
 
 def test_the_lease_is_that_of_the_manager_where_it_says_it() -> None:
@@ -245,6 +249,52 @@ def test_the_overview_is_what_a_person_needs() -> None:
         "10.5.3.0/24  192.168.60.3  -                            ignored: its backend is host-gw, not vxlan",
         "10.5.2.0/24  192.168.60.2  flannel.1 2a:00:00:00:00:02  ok",
     ]
+
+
+def figures(one: SimpleNamespace) -> list[str]:
+    names = ("flannel_peers_programmed", "flannel_leases_ignored", "flannel_ready")
+    lines = state.figures(one).splitlines()  # type: ignore[arg-type]
+    return [line.partition("_")[2] for line in lines if line.startswith(names)]
+
+
+def test_figures_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "FIGURES", Figures())
+    one = daemon(lease(2), lease(3, "host-gw"))
+    expected = ['leases_ignored{reason="backend"} 1', "peers_programmed 1", "ready 1"]
+    assert figures(one) == expected
+    gone = Lease((ipaddress.ip_network("10.5.77.0/24"),), Attributes("192.168.60.77", "host-gw"))
+    one.backend.ignore(gone, "it was there once")
+    assert figures(one) == expected, "only what is there is counted"
+    one.trouble = lambda: "the traffic rules are not set yet"
+    assert figures(one)[-1] == "ready 0"
+    starting = SimpleNamespace(picture=None, desired=None, trouble=lambda: "waiting")
+    monkeypatch.setattr(state, "FIGURES", Figures())
+    assert figures(starting) == ["ready 0"]
+
+
+def test_peers_are_counted_by_machine_and_not_by_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "FIGURES", Figures())
+    networks = {4: ipaddress.ip_network("10.5.0.0/16"), 6: ipaddress.ip_network("fc00::/48")}
+    both = [
+        Lease((ipaddress.ip_network(f"10.5.{n}.0/24"), ipaddress.ip_network(f"fc00:0:0:{n}::/64")), Attributes("x"))
+        for n in (1, 2, 3)
+    ]
+    routes = [dp.Route(str(subnet), "flannel.1") for one in both[1:] for subnet in one.subnets]
+    dual = dp.Desired(dp.Ownership(networks), routes={one.destination: one for one in routes})
+    picture = Picture({one.name: one for one in both}, CONFIG)
+    assert "peers_programmed 2" in figures(daemon(picture=picture, desired=dual, holding=Holding(both[0], None)))
+    # udp has one route for all, whether there are peers or not.
+    whole = dp.Desired(dp.Ownership(networks), routes={"10.5.0.0/16": dp.Route("10.5.0.0/16", "flannel0")})
+    assert "peers_programmed 0" in figures(daemon(desired=whole))
+    assert "peers_programmed 2" in figures(daemon(lease(2), lease(4), desired=whole))
+    # alloc programs nothing.
+    assert "peers_programmed 0" in figures(daemon(lease(2), desired=dp.Desired(dp.Ownership({}))))
+
+
+def test_an_expired_lease_is_told() -> None:
+    text = overview(daemon(holding=Holding(lease(1), time.monotonic() - 118.8)))
+    assert "lease      10.5.1.0/24, EXPIRED 1m 59s ago: another machine may take the subnet" in text
+    assert not read(daemon(holding=Holding(lease(1), None)))[0].expired
 
 
 def test_many_peers_are_cut_with_what_is_wrong_on_top() -> None:

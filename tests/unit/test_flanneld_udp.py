@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import resource
 import select
 import socket
 import struct
@@ -370,6 +371,31 @@ def test_settings_that_will_not_do(text: str, shown: str) -> None:
 def test_interfaces_that_will_not_do(underlay: Underlay) -> None:
     with pytest.raises(NetworkError, match="interface eth0 has"):
         UdpBackend(config(json.dumps({"Network": "10.9.0.0/16"})), underlay)
+
+
+def test_leases_are_judged_anew_with_another_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = UdpBackend(config(), UNDERLAY)
+    monkeypatch.setattr(backend, "_lease", OWN)
+    leases = [Lease((ipaddress.IPv4Network("10.9.2.0/24"),), Attributes("192.168.77.2"))]
+    backend.update(leases)
+    monkeypatch.setattr(backend, "_unfit", lambda *_: "the network has changed")
+    backend.update(leases)
+    assert backend.ignored == {}
+    backend.follow(backend.config, UNDERLAY)
+    backend.update(leases)
+    assert set(backend.ignored) == {"10.9.2.0/24"}
+
+
+def test_without_descriptors_left_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = UdpBackend(config(), UNDERLAY)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(backend, "_name", "flannel9")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        backend._repair()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert backend.trouble().count("Too many open files") == 3
 
 
 def test_a_taken_port_names_who_has_it() -> None:

@@ -66,3 +66,11 @@ def test_wrong_types_are_not_its_business() -> None:
 )
 def test_the_address_that_answers_for_a_machine(backend: dict[str, Any] | None, address: str) -> None:
     assert podnetwork.flannel_address("10.244.7.9", 24, backend) == address
+
+
+def test_what_running_flannelds_take_over() -> None:
+    before = '{"Network": "10.244.0.0/16", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}'
+    assert podnetwork.refusals(before, before.replace("10.244.0.0/16", "10.240.0.0/12")) == []
+    assert podnetwork.refusals(before, before.replace(": 24", ": 25")) != []
+    assert podnetwork.refusals(before, before.replace("vxlan", "udp")) == ["the backend is udp instead of vxlan"]
+    assert "is not JSON" in podnetwork.refusals("x", before)[0]

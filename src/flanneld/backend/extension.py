@@ -3,7 +3,8 @@
 Keys of Backend, each a command line for `sh -c` (as up to the Go daemon's v0.28.1; later ones split it at blanks, which
 broke its own samples). What a command needs is in its environment, never put into its text:
 
-PreStartupCommand    before the lease; what it prints, stripped, is announced as BackendData, a JSON string
+PreStartupCommand    before the lease, until it has succeeded once; what it prints, stripped, is announced as
+                     BackendData, a JSON string
 PostStartupCommand   NETWORK SUBNET IPV6SUBNET PUBLIC_IP PUBLIC_IPV6, once there is a lease
 SubnetAddCommand     SUBNET PUBLIC_IP (and IPV6SUBNET PUBLIC_IPV6 where the peer has them); input: its BackendData
 SubnetRemoveCommand  the same
@@ -100,18 +101,21 @@ class ExtensionBackend(Backend):
         self.mtu = underlay.mtu
         self._commands = parse_commands(config)
         self._data: Optional[str] = None
+        self._told = False
         self._own: Optional[Lease] = None
         self._worker: Optional[Worker] = None
 
     def prepare(self, existing: Existing) -> None:
-        """Run PreStartupCommand. Raises NetworkError when it fails."""
+        """Run PreStartupCommand, once: the daemon asks again while there is no lease. Raises NetworkError."""
         del existing
-        logger.warning(
-            "the network configuration has this machine run commands: who may write it is root on every machine"
-        )
-        if self._commands.shutdown:
-            logger.info("ShutdownCommand is not run: the network outlives the daemon")
-        if not self._commands.pre:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "the network configuration has this machine run commands: who may write it is root on every machine"
+            )
+            if self._commands.shutdown:
+                logger.info("ShutdownCommand is not run: the network outlives the daemon")
+        if not self._commands.pre or self._data is not None:
             return
         result = shell.run(self._commands.pre, {})
         if result.failure:
@@ -148,6 +152,7 @@ class ExtensionBackend(Backend):
     def follow(self, config: NetworkConfig, underlay: Underlay) -> None:
         """Use other commands from now on; those that were run stay run."""
         super().follow(config, underlay)
+        self.forget()
         self.mtu = underlay.mtu
         self._commands = parse_commands(config)
         if self._worker is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, Iterable, List, Union
 
-from flanneld.backend.base import Backend, Existing, Underlay, is_direct
+from flanneld.backend.base import Backend, Existing, Underlay, firsts, is_direct
 from flanneld.dataplane import Desired, Route
 from flanneld.errors import NetworkError
 from flanneld.subnet.config import NetworkConfig
@@ -16,6 +16,7 @@ class HostGatewayBackend(Backend):
 
     type = "host-gw"
     announced = "host-gw"
+    plain = True
 
     def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
         super().__init__(config, underlay)
@@ -25,7 +26,6 @@ class HostGatewayBackend(Backend):
         """Take over another network, address or MTU."""
         super().follow(config, underlay)
         self.mtu = underlay.mtu
-        self.forget()
 
     def prepare(self, existing: Existing) -> None:
         """Refuse an announced address that is not the interface's own: behind a NAT nobody can route to it."""
@@ -42,7 +42,7 @@ class HostGatewayBackend(Backend):
         for _lease, peers in self.remembered(own, leases, self._routes):
             for route in peers:
                 routes[route.destination] = route
-        return Desired(self.ownership(), routes=routes)
+        return Desired(self.ownership(), routes=routes, firsts=firsts(own), unused=self.unused)
 
     def _routes(self, lease: Lease) -> Union[str, List[Route]]:
         found = []

@@ -9,6 +9,8 @@ import subprocess
 import tempfile
 from typing import Mapping, NamedTuple
 
+from flanneld.environment import for_commands
+
 TIMEOUT = 30.0
 """Seconds a command may take."""
 
@@ -29,20 +31,24 @@ def run(command: str, variables: Mapping[str, str], text: str = "", timeout: flo
     Input and output are files: a program that the command leaves in the background does not keep it from ending. A
     command that takes too long is killed with everything it has started.
     """
+    try:
+        return _run(command, variables, text.encode("utf-8", "replace"), timeout)
+    except (OSError, ValueError) as error:  # also when there is no room for the files
+        return Result("", f"cannot be run: {error}")
+
+
+def _run(command: str, variables: Mapping[str, str], text: bytes, timeout: float) -> Result:
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        given.write(text.encode())
+        given.write(text)
         given.seek(0)
-        try:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", command],
-                stdin=given,
-                stdout=output,
-                stderr=errors,
-                env={**environment(os.environ), **variables},
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            return Result("", f"cannot be run: {error}")
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=given,
+            stdout=output,
+            stderr=errors,
+            env={**for_commands(os.environ), **variables},
+            start_new_session=True,
+        )
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -58,9 +64,3 @@ def run(command: str, variables: Mapping[str, str], text: str = "", timeout: flo
         said = " ".join(errors.read(_LARGEST).decode(errors="replace").split())[:_SHOWN]
         reason = f"failed with status {status}" if status > 0 else f"was ended by signal {-status}"
         return Result(printed, f"{reason}: {said}" if said else reason)
-
-
-def environment(daemon: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the daemon's environment without its secrets (FLANNELD_*, keys of clouds) and without systemd's socket."""
-    hidden = ("FLANNELD_", "ACCESS_KEY_", "NOTIFY_SOCKET")
-    return {name: value for name, value in daemon.items() if not name.startswith(hidden)}

@@ -8,8 +8,8 @@ have another one than their leases say. But only packets for the own subnet go f
 here, so that the port is no way into the machine's other networks.
 
 The daemon holds the TUN and the socket, a child process moves the packets: `udp.child` says why. When it dies, device,
-address and route stay, and the next child goes on. A thread here starts it again, opens a TUN that was deleted, and
-binds a socket whose address was not there yet.
+address and route stay, and the next child goes on. A thread here starts it again, opens a TUN anew that was deleted,
+renamed or moved to another network namespace, and binds a socket whose address was not there yet.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Union
 
 from flanneld.backend.base import Backend, Underlay
 from flanneld.dataplane import Desired, Route, Tun
+from flanneld.environment import for_programs
 from flanneld.errors import ConfigError, NetworkError
 from flanneld.log import Repeated, logger
 from flanneld.metrics import FIGURES
@@ -34,7 +35,7 @@ from flanneld.subnet.config import NetworkConfig, number
 from flanneld.subnet.lease import Lease
 from flanneld.udp import port as ports
 from flanneld.udp.child import MESSAGE, peers_messages
-from flanneld.udp.tun import open_tun, tun_name
+from flanneld.udp.tun import open_tun, tun_index, tun_name
 
 OVERHEAD = 28
 """Octets of the outer IPv4 and UDP headers."""
@@ -63,7 +64,7 @@ class UdpBackend(Backend):
         self._lease: Optional[Lease] = None
         self._own = ""
         self._table: Dict[str, str] = {}
-        self._tun, self._name = -1, ""
+        self._tun, self._name, self._index = -1, "", 0
         self._socket: Optional[socket.socket] = None
         self._child: Optional[subprocess.Popen[bytes]] = None
         self._control: Optional[socket.socket] = None
@@ -87,6 +88,7 @@ class UdpBackend(Backend):
                 self._socket = ports.bind(self._address, self._port)
             if self._tun < 0:
                 self._tun, self._name = open_tun()
+                self._index = tun_index(self._name)
                 logger.info("opened the device %s, UDP port %d of %s", self._name, self._port, self._address)
             if self._control is None:
                 self._spawn()
@@ -130,6 +132,7 @@ class UdpBackend(Backend):
         before = (self._address, self._port)
         self._check(config, underlay)
         super().follow(config, underlay)
+        self.forget()
         with self._lock:
             if before == (self._address, self._port) or self._thread is None:
                 return
@@ -181,14 +184,20 @@ class UdpBackend(Backend):
         self._ready.clear()
         self._failures.setdefault("process", "the process of the udp backend is starting")
         self._started_at = time.monotonic()
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._fail("process", f"the process of the udp backend cannot be told anything: {error.strerror}")
+            return
         here.settimeout(_STUCK)
         # A directory, or the zip file that flanneld is run from.
         source = str(Path(__file__).parent.parent.parent)
         command = [sys.executable, "-I", "-S", "-c", self.program, source, str(there.fileno())]
         with there:
             try:
-                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[there.fileno()])
+                self._child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, env=for_programs(os.environ), pass_fds=[there.fileno()]
+                )
             except OSError as error:
                 here.close()
                 self._fail("process", f"{sys.executable} cannot be run: {error.strerror}")
@@ -248,6 +257,7 @@ class UdpBackend(Backend):
             self._tun = -1
         try:
             self._tun, _ = open_tun(self._name)
+            self._index = tun_index(self._name)
         except NetworkError as error:
             self._fail("device", str(error))
             return
@@ -306,8 +316,13 @@ class UdpBackend(Backend):
             self._bind()
         now = tun_name(self._tun) if self._tun >= 0 else ""
         if now != self._name:
-            self._fail("device", f"the device {self._name} is gone" + (f": it is called {now} now" if now else ""))
-            self._open()
+            where = f": it is called {now} now" if now else ""
+        elif self._index and tun_index(now) == self._index:
+            return
+        else:
+            where = ": it is in another network namespace now"
+        self._fail("device", f"the device {self._name} is gone{where}")
+        self._open()
 
     def _count(self, lines: List[str]) -> None:
         """Take the counts over into the figures, and say what is lost."""

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 from flanneld.backend.base import Backend, Existing, Underlay, is_direct
 from flanneld.dataplane import Desired, Route, Vxlan
 from flanneld.errors import ConfigError, NetworkError
-from flanneld.log import logger
+from flanneld.log import Repeated, logger
 from flanneld.subnet.config import NetworkConfig, flag, number
 from flanneld.subnet.lease import Lease
 
@@ -23,11 +23,12 @@ OVERHEAD = {4: 50, 6: 70}
 
 _DEVICE = {4: "flannel.{}", 6: "flannel-v6.{}"}
 _SMALLEST = {4: 68, 6: 1280}
-_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_MAC = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")  # of a device: no group's, not zero
+_too_large = Repeated()
 
 
 class Settings(NamedTuple):
-    """The backend's keys; `mtu` is the underlay's, None = that of the interface."""
+    """The backend's keys; `mtu` is the underlay's, None = that of the interface, which it cannot exceed."""
 
     vni: int
     port: int
@@ -93,38 +94,48 @@ class VxlanBackend(Backend):
     def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:
         super().__init__(config, underlay)
         self._settings = settings(config)
+        self.plain = self._settings.direct
         self._macs: Dict[int, str] = {}
-        self._devices: Dict[int, Vxlan] = {}
-        self._shape()
+        self._use(self._shaped(underlay))
 
     def follow(self, config: NetworkConfig, underlay: Underlay) -> None:
         """Take over another network, address or MTU; the MACs stay."""
+        devices = self._shaped(underlay)
         super().follow(config, underlay)
-        self._shape()
-        self.forget()
+        self._use(devices)
 
-    def _shape(self) -> None:
+    def _use(self, devices: Dict[int, Vxlan]) -> None:
+        self._devices = devices
+        self.mtu = min(device.mtu for device in devices.values())
+
+    def _shaped(self, underlay: Underlay) -> Dict[int, Vxlan]:
         chosen = self._settings
-        outer = chosen.mtu or self.underlay.mtu
-        for version, address in self.underlay.addresses.items():
+        if chosen.mtu and chosen.mtu > underlay.mtu:
+            _too_large.warn(
+                f"Backend.MTU is {chosen.mtu}, more than the {underlay.mtu} of {underlay.name}, which is used instead:"
+                f" set it to {underlay.mtu} or less, or that of {underlay.name} higher"
+            )
+        outer = min(chosen.mtu or underlay.mtu, underlay.mtu)
+        devices = {}
+        for version, address in underlay.addresses.items():
             mtu = outer - OVERHEAD[version]
             if mtu < _SMALLEST[version]:
                 raise NetworkError(
-                    f"interface {self.underlay.name} has the MTU {outer}",
+                    f"interface {underlay.name} has the MTU {outer}",
                     f"vxlan over IPv{version} needs {_SMALLEST[version] + OVERHEAD[version]} or more",
                 )
-            self._devices[version] = Vxlan(
+            devices[version] = Vxlan(
                 _DEVICE[version].format(chosen.vni),
                 mtu,
                 chosen.vni,
-                self.underlay.name,
+                underlay.name,
                 address,
                 chosen.port,
                 self._macs.get(version, ""),
                 chosen.learning,
                 chosen.gbp,
             )
-        self.mtu = min(device.mtu for device in self._devices.values())
+        return devices
 
     def prepare(self, existing: Existing) -> None:
         """Settle the devices' MACs: that of the device found, else the one announced before, else a random one.
@@ -141,7 +152,7 @@ class VxlanBackend(Backend):
                 else:
                     others.add(mac)
             self._macs[version] = self._choose([existing.macs.get(device.name), *announced], others)
-        self._shape()
+        self._use(self._shaped(self.underlay))
 
     @staticmethod
     def _choose(candidates: Iterable[Optional[str]], others: Iterable[Optional[str]]) -> str:
@@ -183,7 +194,15 @@ class VxlanBackend(Backend):
             for subnet in own.subnets
             if subnet.version in names
         }
-        return Desired(self.ownership(), tuple(self._devices.values()), addresses, neighbours, forwarding, routes)
+        return Desired(
+            self.ownership(),
+            tuple(self._devices.values()),
+            addresses,
+            neighbours,
+            forwarding,
+            routes,
+            unused=self.unused,
+        )
 
     def _peers(self, lease: Lease) -> Union[str, List[_Peer]]:
         found = []

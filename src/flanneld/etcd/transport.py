@@ -48,8 +48,21 @@ class Answer(NamedTuple):
     body: bytearray
 
 
+class UnfitError(EtcdError):
+    """An endpoint answers what no member of etcd should: a proxy, or a gateway that is off. Another may be fit."""
+
+
+def foreign(answer: Answer) -> Optional[UnfitError]:
+    """Return the error of an answer that should be good, and is not even an object."""
+    if answer.body[:64].lstrip()[:1] == b"{":
+        return None
+    return UnfitError(f"{answer.endpoint} answered something that is not etcd's", "check -etcd-endpoints")
+
+
 Judge = Callable[[Answer], Optional[EtcdError]]
-"""Returns the error that an answer means, None when it is a good one; EtcdUnavailableError: ask another endpoint."""
+"""Returns the error that an answer means, None when it is a good one; EtcdUnavailableError and UnfitError: ask another
+endpoint.
+"""
 
 
 def parsed(answer: Answer, hook: Optional[Callable[[Dict[str, Any]], Any]] = None) -> Dict[str, Any]:
@@ -94,7 +107,10 @@ class Transport:
         return self._cluster.endpoints[max(self._number, 0)]
 
     def call(self, request: Request) -> Answer:
-        """Return the first good answer; raises EtcdUnavailableError when no endpoint gives one, or what one refused."""
+        """Return the first good answer.
+
+        Raises what one refused; when no endpoint gives an answer that is etcd's, EtcdUnavailableError or UnfitError.
+        """
         return self._ask(request, self._read)
 
     def stream(self, request: Request) -> Response:
@@ -133,7 +149,7 @@ class Transport:
                     request.method, request.target, request.headers, request.body, request.timeout
                 )
                 taken = take(request, response)
-            except EtcdUnavailableError as error:
+            except (EtcdUnavailableError, UnfitError) as error:
                 failures.append(error)
             except OSError as error:
                 failure = self._failure(error)
@@ -146,14 +162,16 @@ class Transport:
             self.close()
         if len(failures) == 1:
             raise failures[0]
-        raise EtcdUnavailableError("; ".join(map(str, failures)))
+        text = "; ".join(map(str, failures))
+        unfit = next((error for error in failures if isinstance(error, UnfitError)), None)
+        raise EtcdUnavailableError(text) if unfit is None else UnfitError(text, code=unfit.code)
 
     def _read(self, _request: Request, response: Response) -> Answer:
         answer = Answer(self.endpoint, response.status, response.headers, response.read())
         error = self._judge(answer)
         if error is None:
             return answer
-        if not isinstance(error, EtcdUnavailableError):
+        if not isinstance(error, (EtcdUnavailableError, UnfitError)):
             FIGURES.add("flannel_store_failures_total")
         raise error
 

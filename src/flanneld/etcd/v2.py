@@ -14,7 +14,17 @@ from urllib.parse import quote
 
 from flanneld.errors import CompactedError, EtcdError, EtcdUnavailableError
 from flanneld.etcd.http import Response
-from flanneld.etcd.transport import LIST_TIMEOUT, TIMEOUT, Answer, Cluster, Request, Transport, parsed
+from flanneld.etcd.transport import (
+    LIST_TIMEOUT,
+    TIMEOUT,
+    Answer,
+    Cluster,
+    Request,
+    Transport,
+    UnfitError,
+    foreign,
+    parsed,
+)
 
 KEY_NOT_FOUND = 100  # etcd's error codes
 COMPARE_FAILED = 101
@@ -244,7 +254,7 @@ class _RefusedError(EtcdError):
 def judge(answer: Answer) -> Optional[EtcdError]:
     """Return the error that an answer means, None when it is a good one."""
     if answer.status in {200, 201}:
-        return None
+        return foreign(answer)
     try:
         raw = json.loads(answer.body)
         return _error(answer.endpoint, raw)
@@ -273,8 +283,8 @@ def _foreign(answer: Answer) -> EtcdError:
     if answer.status == 400 and "HTTPS server" in first:
         return EtcdUnavailableError(f"{answer.endpoint}: it wants TLS", "use https://")
     if answer.status == 404:
-        return EtcdError(message, "the v2 API is needed: etcd up to 3.5 with --enable-v2")
-    return EtcdError(message)
+        return UnfitError(message, "the v2 API is needed: etcd up to 3.5 with --enable-v2")
+    return UnfitError(message)
 
 
 def _node_of(answer: Answer) -> Node:

@@ -15,13 +15,26 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tup
 
 from flanneld.errors import CompactedError, EtcdError, EtcdUnavailableError
 from flanneld.etcd.http import Response
-from flanneld.etcd.transport import LIST_TIMEOUT, TIMEOUT, Answer, Cluster, Request, Transport, parsed
+from flanneld.etcd.transport import (
+    LIST_TIMEOUT,
+    TIMEOUT,
+    Answer,
+    Cluster,
+    Request,
+    Transport,
+    UnfitError,
+    foreign,
+    parsed,
+)
 
 _NOT_FOUND = 5  # gRPC's status codes
 _PERMISSION_DENIED = 7
 _UNAVAILABLE = 14
+_DATA_LOSS = 15
 _UNAUTHENTICATED = 16
 _BASES = ("/v3", "/v3beta")
+_STALE = ("revision of auth store is old", "user name is empty")
+"""Refusals that a fresh token ends: users or roles were changed (signed tokens), authentication was switched on."""
 _Item = TypeVar("_Item")
 
 
@@ -104,6 +117,7 @@ class EtcdClient:
         self._options = cluster.options
         self._transport = Transport(cluster, judge)
         self._token = ""
+        self._nameless = False  # etcd's authentication is off: it has no tokens to give
         self._base = _BASES[0]
 
     def get(self, key: str) -> Optional[KeyValue]:
@@ -208,12 +222,13 @@ class EtcdClient:
 
     def _attempt(self, function: Callable[[], _Item]) -> _Item:
         """Call; once more with a fresh token, or on the other version's paths, when that is what it takes."""
-        if self._options.username and not self._token:
+        if self._options.username and not self._token and not self._nameless:
             self._authenticate()
         try:
             return function()
         except EtcdError as error:
-            if error.code == _UNAUTHENTICATED and self._token:
+            stale = error.code == _UNAUTHENTICATED or any(text in error.message for text in _STALE)
+            if stale and self._options.username:
                 self._authenticate()  # the token expired, or etcd was restarted
             elif error.code == _NO_SUCH_PATH:
                 self._base = _BASES[self._base == _BASES[0]]
@@ -222,13 +237,19 @@ class EtcdClient:
         return function()
 
     def _authenticate(self) -> None:
-        self._token = ""
+        self._forget_token()
         login = {"name": self._options.username, "password": self._options.password}
-        answer = parsed(self._transport.call(self._request("authenticate", "/auth/authenticate", login, TIMEOUT)))
+        try:
+            answer = parsed(self._transport.call(self._request("authenticate", "/auth/authenticate", login, TIMEOUT)))
+        except EtcdError as error:
+            if "authentication is not enabled" not in error.message:
+                raise
+            self._nameless = True
+            return
         self._token = _well_formed(lambda raw: str(raw["token"]), answer)
 
     def _forget_token(self) -> None:
-        self._token = ""
+        self._token, self._nameless = "", False
 
     def _request(self, op: str, path: str, body: Mapping[str, Any], timeout: float, hasleader: str = "") -> Request:
         headers = {"Content-Type": "application/json"}
@@ -320,22 +341,24 @@ _NO_SUCH_PATH = -404
 def judge(answer: Answer) -> Optional[EtcdError]:
     """Return the error that an answer means, None when it is a good one."""
     if answer.status == 200:
-        return None
+        return foreign(answer)
+    fit = True
     try:
         raw = json.loads(answer.body)
         text, code = str(raw.get("message") or raw.get("error")), int(raw.get("code", 0))
     except (ValueError, AttributeError, TypeError, RecursionError):
         first = answer.body.decode(errors="replace").strip().split("\n", 1)[0][:200]
-        text, code = f"HTTP status {answer.status}: {first}", 0
+        text, code, fit = f"HTTP status {answer.status}: {first}", 0, False
     message = f"{answer.endpoint}: etcd refused: {text}"
-    if answer.status >= 500 and code in {0, 4, _UNAVAILABLE}:
+    if answer.status >= 500 and code in {0, 4, _UNAVAILABLE, _DATA_LOSS}:
         return EtcdUnavailableError(message, code=code)
     if answer.status == 400 and "HTTPS server" in text:
         return EtcdUnavailableError(f"{answer.endpoint}: it wants TLS", "use https://")
     if answer.status == 404 and not code:
         hint = "the v3 JSON gateway is needed: etcd 3.3 or newer with --enable-grpc-gateway"
-        return EtcdError(message, hint, code=_NO_SUCH_PATH)
-    return EtcdError(message, _hint(text, code), code=code)
+        return UnfitError(message, hint, code=_NO_SUCH_PATH)
+    hint = _hint(text, code)
+    return EtcdError(message, hint, code=code) if fit else UnfitError(message, hint)
 
 
 def _hint(text: str, code: int) -> str:

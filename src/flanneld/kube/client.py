@@ -72,6 +72,7 @@ class KubeClient:
         self._access = access
         self._url = urlsplit(access.server)
         self._connection: Optional[http.client.HTTPConnection] = None
+        self._sock: Optional[socket.socket] = None  # the connection lets go of it when the server announces its end
         self._context: Optional[ssl.SSLContext] = None
         self._files: Tuple[Tuple[int, int], ...] = ()
 
@@ -107,20 +108,25 @@ class KubeClient:
         """Return the version that a list of all nodes would have now."""
         return next(self.nodes(1)).version
 
-    def watch_nodes(self, version: str) -> Iterator[Event]:
-        """Yield what happens to nodes after `version`; the first event is OPEN.
+    def watch_nodes(self, version: str, seconds: int = WATCH) -> Iterator[Event]:
+        """Yield what happens to nodes after `version` for some seconds; the first event is OPEN.
 
         Ends when the API server ends the watch or its connection, or when it was silent for too long: go on from the
         version of the last event. Raises GoneError when the version is too old, KubeUnavailableError when what comes
         is no watch.
         """
-        query = {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true", "timeoutSeconds": str(WATCH)}
+        query = {
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(seconds),
+        }
         request = _Request("watch", "nodes", "GET", f"/api/v1/nodes?{urlencode(query)}")
         response = self._answer(request)
         try:
             yield Event("OPEN", {})
-            if self._connection is not None and self._connection.sock is not None:
-                self._connection.sock.settimeout(QUIET)
+            if self._sock is not None:
+                self._sock.settimeout(QUIET)
             while True:
                 line = response.readline()
                 if not line:
@@ -137,7 +143,7 @@ class KubeClient:
         """Close the connection; the next call opens another."""
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._sock = None
 
     def _call(self, request: _Request) -> Dict[str, Any]:
         response = self._answer(request)
@@ -181,6 +187,8 @@ class KubeClient:
             headers["Authorization"] = f"Bearer {token}"
         if request.body is not None:
             headers["Content-Type"] = "application/strategic-merge-patch+json"
+        if self._connection is not None and self._connection.sock is None:
+            self.close()  # its last answer was to be the last: "Connection: close", or HTTP/1.0
         reused = self._connection is not None
         try:
             try:
@@ -197,8 +205,8 @@ class KubeClient:
     def _exchange(self, request: _Request, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         if self._connection is None:
             self._connection = self._connect()
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(TIMEOUT)
+        if self._sock is not None:
+            self._sock.settimeout(TIMEOUT)
         self._connection.request(request.method, self._url.path + request.path, request.body, dict(headers))
         return self._connection.getresponse()
 
@@ -215,7 +223,7 @@ class KubeClient:
             sock.close()
             raise
         connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
-        connection.sock = sock
+        connection.sock = self._sock = sock
         connection.auto_open = 0  # it would come back without TLS
         return connection
 

@@ -122,6 +122,7 @@ def check_server(url: str, what: str) -> None:
     try:
         parts = urlsplit(url)
         good = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        (parts.hostname or "").encode("idna")  # as the resolver gets it: fails for "api..example" and long labels
     except ValueError:
         parts, good = urlsplit(""), False
     if not good or parts.query or parts.fragment or parts.username is not None or not url.isprintable() or " " in url:

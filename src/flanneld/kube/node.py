@@ -9,10 +9,10 @@ import ipaddress
 import json
 import re
 import time
-from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Collection, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
 from flanneld.errors import ConfigError, LeaseError, UsageError
-from flanneld.subnet.config import Network, NetworkConfig
+from flanneld.subnet.config import Network, NetworkConfig, flat_json
 from flanneld.subnet.lease import Attributes, Lease, canonical
 from flanneld.subnet.manager import Overrides
 
@@ -156,13 +156,19 @@ def lease_of(node: Mapping[str, Any], prefix: str, versions: Collection[int]) ->
     )
 
 
-def announced(attributes: Attributes, prefix: str) -> Dict[str, str]:
-    """Return the annotations that say this, as the Go daemon writes them: JSON without blanks, "null" for none."""
-    found = {f"{prefix}kube-subnet-manager": "true", f"{prefix}backend-type": attributes.backend_type}
+def announced(attributes: Attributes, prefix: str) -> Dict[str, Optional[str]]:
+    """Return the annotations that say this, as the Go daemon writes them: JSON without blanks, "null" for none.
+
+    None is for those that must not be there: of an IP version that was announced in former times.
+    """
+    found: Dict[str, Optional[str]] = {
+        f"{prefix}kube-subnet-manager": "true",
+        f"{prefix}backend-type": attributes.backend_type,
+    }
     for version in (4, 6):
-        if attributes.public(version):
-            found[prefix + _PUBLIC[version]] = attributes.public(version)
-            found[prefix + _DATA[version]] = _encoded(attributes.data(version))
+        public = attributes.public(version)
+        found[prefix + _PUBLIC[version]] = public or None
+        found[prefix + _DATA[version]] = _encoded(attributes.data(version)) if public else None
     return found
 
 
@@ -214,7 +220,7 @@ def _decoded(annotations: Mapping[str, str], key: str) -> Any:
     if not text:
         return None
     try:
-        return json.loads(text)
+        return flat_json(text)
     except (ValueError, RecursionError):
         raise ValueError(f"its annotation {key} is not JSON: {text!r:.100}") from None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Dict, FrozenSet, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
@@ -20,6 +22,7 @@ _SO_RCVBUFFORCE = 33
 _BATCH = 128
 _BUFFER = 1 << 18
 _EVENT_BUFFER = 32 << 20  # thousands of reports of one link flap; pages are taken only while they wait
+_ASKED = {wire.GETLINK: "interfaces", wire.GETADDR: "addresses", wire.GETROUTE: "routes", wire.GETNEIGH: "neighbours"}
 _GONE = {errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV}
 
 
@@ -31,11 +34,15 @@ class Reports(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """A route that could not be set, because another one to the same destination, `there`, is in its place."""
+    """A route that could not be set, because another one to the same destination, `there`, is in its place.
+
+    `connected`: the kernel has made it for an address of the machine.
+    """
 
     step: dp.PutRoute
     there: Optional[dp.FoundRoute]
     via: str
+    connected: bool = False
 
 
 class Outcome(NamedTuple):
@@ -45,12 +52,17 @@ class Outcome(NamedTuple):
     conflicts: Tuple[Conflict, ...] = ()
 
 
-class _RefusedError(OSError):
+class _RefusedError(NetworkError):
     """The kernel answered a request with an errno."""
+
+    def __init__(self, code: int) -> None:
+        self.errno = code
+        self.strerror = os.strerror(code)
+        super().__init__(f"the kernel refused a request: {self.strerror}")
 
 
 class Kernel:
-    """Reads and changes the network of this machine. Belongs to one thread."""
+    """Reads and changes the network of this machine; every method raises NetworkError. Belongs to one thread."""
 
     def __init__(self) -> None:
         self._socket = self._open(0)
@@ -61,17 +73,24 @@ class Kernel:
 
     @staticmethod
     def _open(groups: int) -> socket.socket:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        if groups:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER)
-            except OSError:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            sock.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-            sock.setsockopt(_SOL_NETLINK, _GET_STRICT_CHECK, 1)
-        sock.bind((0, groups))
+        try:
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+            if groups:
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _EVENT_BUFFER)
+                except OSError:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+                for option in (_CAP_ACK, _GET_STRICT_CHECK):
+                    with contextlib.suppress(OSError):  # kernels before 4.20: answers are longer, and filtered here
+                        sock.setsockopt(_SOL_NETLINK, option, 1)
+            sock.bind((0, groups))
+        except OSError as error:
+            raise NetworkError(
+                f"the kernel's network cannot be used: no netlink socket: {error.strerror}",
+                "does the unit's RestrictAddressFamilies, or the container's seccomp profile, leave out AF_NETLINK?",
+            ) from None
         return sock
 
     def links(self) -> List[wire.Link]:
@@ -99,20 +118,31 @@ class Kernel:
     def find(self, desired: dp.Desired) -> dp.Found:
         """Return what the kernel has of the wanted devices, and the routes through them and the underlay."""
         links = {link.name: link for link in self.links()}
+        underlay = links.get(desired.ownership.underlay)
         ours = [links[device.name] for device in desired.devices if device.name in links]
         parents = {device.name: device.parent for device in desired.devices if isinstance(device, dp.Vxlan)}
         devices = {}
         for link in ours:
             parent = links.get(parents.get(link.name, ""))
-            matches = parent is not None and link.parent == parent.ifindex
+            matches = parent is None or link.parent == parent.ifindex
             devices[link.name] = link.found._replace(parent_matches=matches)
         names = {link.ifindex: link.name for link in ours}
         through = dict(names)
-        underlay = links.get(desired.ownership.underlay)
         if underlay is not None:
             through[underlay.ifindex] = underlay.name
         neighbours, forwarding = self._entries(desired, names)
-        return dp.Found(devices, self._own_addresses(names), neighbours, forwarding, self._own_routes(desired, through))
+        candidates = {link.ifindex: link.name for link in links.values() if _may_be_leftover(link, devices)}
+        addresses = self._own_addresses({**names, **candidates})
+        firsts = desired.firsts.union(*desired.addresses.values())
+        return dp.Found(
+            devices,
+            {name: one for name, one in addresses.items() if name in devices},
+            neighbours,
+            forwarding,
+            self._own_routes(desired, through),
+            tuple(name for name in candidates.values() if not firsts.isdisjoint(addresses[name])),
+            underlay is not None or not desired.ownership.underlay,
+        )
 
     def _own_addresses(self, names: Mapping[int, str]) -> Dict[str, FrozenSet[str]]:
         found: Dict[str, Set[str]] = {name: set() for name in names.values()}
@@ -148,7 +178,7 @@ class Kernel:
         for version in desired.ownership.networks:
             for index, name in through.items():
                 routes = self.routes(version, index)
-                found += [_found_route(one, name) for one in routes if one.kind == wire.UNICAST]
+                found += [_found_route(one, name) for one in routes if one.kind == wire.UNICAST and one.usual]
         return tuple(found)
 
     def apply(self, steps: Sequence[dp.Step]) -> Outcome:
@@ -175,6 +205,8 @@ class Kernel:
             index = indexes.get(name) or indexes.setdefault(name, _index(name))
             if not index:
                 continue  # what it stands on could not be made, which is a failure already, or has just gone
+            if isinstance(step, dp.AddAddress) and wire.version_of(step.address) == 6:
+                _set_ipv6(name, "disable_ipv6")  # else it has no address
             batch.append(wire.entry(step, index))
             entries.append(step)
             if len(batch) == _BATCH:
@@ -205,7 +237,8 @@ class Kernel:
         there: Dict[str, wire.RouteEntry] = {}
         for version in versions:
             for one in self.routes(version):
-                there.setdefault(one.destination, one)
+                if one.usual:
+                    there.setdefault(one.destination, one)
         found = []
         for step in refused:
             entry = there.get(step.route.destination)
@@ -214,7 +247,8 @@ class Kernel:
             device = names.get(entry.oif, "")
             route = _found_route(entry, device) if entry.kind == wire.UNICAST else None
             if route is None or route.route != step.route:
-                found.append(Conflict(step, route, _in_words(entry, device)))
+                connected = entry.protocol == wire.KERNEL and not entry.gateway
+                found.append(Conflict(step, route, _in_words(entry, device), connected))
         return tuple(found)
 
     def set_blackhole(self, destination: str, priority: int) -> None:
@@ -254,23 +288,29 @@ class Kernel:
                     return
                 flags = wire.REQUEST | wire.ACK | wire.CREATE | wire.EXCL
                 self._request([(wire.NEWLINK, flags, wire.create_link(step.device, parent))])
-                _no_router_advertisements(device.name)
+                _set_ipv6(device.name, "accept_ra")
             self._request([(wire.NEWLINK, wire.REQUEST | wire.ACK, wire.set_link(_index(device.name), device))])
         except _RefusedError as error:
-            hint = " (is another vxlan device using this VNI and port?)" if error.errno == errno.EEXIST else ""
+            hint = ""
+            if error.errno == errno.EEXIST:
+                hint = (
+                    " (another vxlan device has this VNI and port, or it was moved to another network namespace: look"
+                    " with `ip -d link show type vxlan`, and in the others with `ip -all netns exec` before it)"
+                )
             if error.errno == errno.EPERM:
                 hint = " (flanneld needs the capability NET_ADMIN)"
             yield f"{device.name} cannot be set up: {error.strerror}{hint}"
 
-    def drain(self, desired: dp.Desired, underlay: str) -> Reports:
+    def drain(self, desired: dp.Desired, underlay: str, ifindex: int = 0) -> Reports:
         """Read what the kernel reported and tell what of it matters.
 
-        The daemon's own changes do not, nor do those of other interfaces: pods come and go all the time.
+        `ifindex`: that of the underlay, by which it is known when it gets another name. The daemon's own changes do not
+        matter, nor do those of other interfaces: pods come and go all the time.
         """
         overlay = changed = False
         names = {device.name for device in desired.devices}
         indexes = {index: name for name in names if (index := _index(name))}
-        below = _index(underlay)
+        below = _index(underlay) or ifindex
         while True:
             try:
                 data = self.events.recv(1 << 16)
@@ -278,7 +318,7 @@ class Kernel:
                 return Reports(overlay, changed)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    raise
+                    raise NetworkError(f"the kernel's reports cannot be read: {error.strerror}") from None
                 overlay = changed = True  # reports were lost: look at everything
                 continue
             for message in wire.messages(data):
@@ -286,8 +326,9 @@ class Kernel:
                     continue
                 if message.kind in {wire.NEWLINK, wire.DELLINK}:
                     link = wire.parse_link(message)
-                    overlay |= link.name in names or link.name == underlay
-                    changed |= link.name == underlay
+                    beneath = link.name == underlay or link.ifindex in {below, ifindex}
+                    overlay |= link.name in names or beneath
+                    changed |= beneath
                 elif message.kind in {wire.NEWADDR, wire.DELADDR}:
                     address = wire.parse_address(message)
                     overlay |= address is not None and address.ifindex in indexes
@@ -297,6 +338,7 @@ class Kernel:
                     if route is None:
                         continue
                     ours = route.oif in indexes or route.destination in desired.routes
+                    ours |= message.kind == wire.DELROUTE and route.kind == wire.BLACKHOLE
                     overlay |= ours
                     # A default route over another interface decides which one is chosen.
                     changed |= not ours and (route.oif in {below, 0} or route.destination.endswith("/0"))
@@ -310,14 +352,14 @@ class Kernel:
                 break
         for _place, code in codes:
             if code:
-                raise OSError(code, os.strerror(code))
+                raise NetworkError(f"the kernel does not list its {_ASKED[kind]}: {os.strerror(code)}")
         return answers
 
     def _request(self, requests: Sequence[Tuple[int, int, bytes]]) -> List[wire.Message]:
         answers, codes = self._exchange(requests)
         for _place, code in codes:
             if code:
-                raise _RefusedError(code, os.strerror(code))
+                raise _RefusedError(code)
         return answers
 
     def _exchange(self, requests: Sequence[Tuple[int, int, bytes]]) -> Tuple[List[wire.Message], List[Tuple[int, int]]]:
@@ -325,6 +367,14 @@ class Kernel:
         return answers, codes
 
     def _exchange_raw(
+        self, requests: Sequence[Tuple[int, int, bytes]]
+    ) -> Tuple[List[wire.Message], List[Tuple[int, int]], bool]:
+        try:
+            return self._converse(requests)
+        except OSError as error:
+            raise NetworkError(f"the kernel's network cannot be used: {error.strerror}") from None
+
+    def _converse(
         self, requests: Sequence[Tuple[int, int, bytes]]
     ) -> Tuple[List[wire.Message], List[Tuple[int, int]], bool]:
         first = self._sequence + 1
@@ -382,8 +432,17 @@ def _contradicts(message: wire.Message, indexes: Mapping[int, str], desired: dp.
     return gone or one.mac != mac or not one.permanent
 
 
-def _no_router_advertisements(name: str) -> None:
+def _may_be_leftover(link: wire.Link, wanted: Mapping[str, dp.FoundDevice]) -> bool:
+    """Tell whether an interface has the form of the vxlan backend's devices, and is not wanted."""
+    match = re.fullmatch(r"flannel(?:-v6)?\.(\d+)", link.name)
+    return (
+        match is not None and link.found.kind == "vxlan" and str(link.found.vni) == match[1] and link.name not in wanted
+    )
+
+
+def _set_ipv6(name: str, setting: str) -> None:
+    """Switch a setting of an own device off."""
     try:
-        Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0")
+        Path(f"/proc/sys/net/ipv6/conf/{name}/{setting}").write_text("0")
     except OSError as error:
-        logger.debug("accept_ra of %s stays as it is: %s", name, error)
+        logger.debug("%s of %s stays as it is: %s", setting, name, error)

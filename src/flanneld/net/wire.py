@@ -21,6 +21,7 @@ NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+GETRULE = 34
 
 AF_BRIDGE = 7
 UP = 0x1
@@ -28,8 +29,9 @@ PERMANENT = 0x80  # of a neighbour's state
 SELF = 0x02  # of a forwarding entry: it is the device's own
 ONLINK = 0x4
 MAIN = 254
-BOOT = 3
+KERNEL, BOOT = 2, 3
 UNICAST, BLACKHOLE = 1, 6
+KINDS = {BLACKHOLE: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
 TEMPORARY, NODAD, DEPRECATED, TENTATIVE, MANUAL = 0x01, 0x02, 0x20, 0x40, 0x80
 
 _HEADER = struct.Struct("=IHHII")
@@ -40,6 +42,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _NUMBER = struct.Struct("=I")
 _NESTED = 0x8000
+_METRICS = {4: 0, 6: 1024}  # of a route that names none
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
@@ -90,6 +93,11 @@ class RouteEntry(NamedTuple):
     protocol: int
     kind: int
     priority: int
+
+    @property
+    def usual(self) -> bool:
+        """Whether it has the metric of routes that name none, as the daemon's have: others stand beside those."""
+        return self.priority == _METRICS[self.version]
 
 
 class Neighbour(NamedTuple):
@@ -289,8 +297,11 @@ def route(wanted: dp.Route, index: int) -> bytes:
     """Return the body that sets or removes a route."""
     first, _, length = wanted.destination.partition("/")
     flags = ONLINK if wanted.onlink else 0
-    body = _ROUTE.pack(_FAMILIES[version_of(first)], int(length), 0, 0, MAIN, BOOT, 0, UNICAST, flags)
+    version = version_of(first)
+    body = _ROUTE.pack(_FAMILIES[version], int(length), 0, 0, MAIN, BOOT, 0, UNICAST, flags)
+    # Without a metric one of any metric would be removed.
     body += _attribute(1, _packed(first)) + _attribute(4, _NUMBER.pack(index))
+    body += _attribute(6, _NUMBER.pack(_METRICS[version]))
     return body + _attribute(5, _packed(wanted.gateway)) if wanted.gateway else body
 
 
@@ -348,3 +359,31 @@ def entry(step: dp.Entry, index: int) -> Tuple[int, int, bytes]:
 def pack(requests: Sequence[Tuple[int, int, bytes]], first: int) -> bytes:
     """Return several requests (kind, flags, body) as one datagram, numbered from `first`."""
     return b"".join(frame(kind, flags, first + place, body) for place, (kind, flags, body) in enumerate(requests))
+
+
+class Rule(NamedTuple):
+    """A rule of policy routing. `unmarked`: it takes packets of this machine that have neither mark nor source yet."""
+
+    priority: int
+    action: int
+    table: int
+    destination: str
+    unmarked: bool
+    inverted: bool
+
+
+def rule_query(version: int) -> bytes:
+    """Return the body that asks for the rules of an IP version."""
+    return _ROUTE.pack(_FAMILIES[version], 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def parse_rule(message: Message) -> Rule:
+    """Decode a rule (linux/fib_rules.h); `destination` is empty where it is for all."""
+    _, length, source, _, table, _, _, action, flags = _ROUTE.unpack_from(message.body)
+    found = _attributes(message.body, 12)
+    incoming = found.get(3, b"").rstrip(b"\0")
+    unmarked = not source and incoming in {b"", b"lo"} and not _integer(found.get(10)) and not found.get(17)
+    destination = f"{_text(found.get(1))}/{length}" if length else ""
+    return Rule(
+        _integer(found.get(6)), action, _integer(found.get(15)) or table, destination, unmarked, bool(flags & 0x2)
+    )

@@ -22,3 +22,22 @@ def check_bridge_netfilter(versions: Iterable[int], directory: Path = _SYSCTLS) 
                 "iptables (load the module: modprobe br_netfilter)"
             )
     return ""
+
+
+def remark_bridge_netfilter(versions: Iterable[int], directory: Path = _SYSCTLS) -> str:
+    """Return for which of these IP versions bridged traffic is kept from the rules on purpose, empty: for none.
+
+    Somebody may want that, so the daemon says it and works on, as the Go daemon does.
+    """
+    for version in versions:
+        try:
+            value = (directory / _NAMES[version]).read_text().strip()
+        except OSError:
+            continue
+        if value == "0":
+            name = f"net.bridge.{_NAMES[version]}"
+            return (
+                f"{name} is 0: traffic between pods of this machine does not come by iptables, and services may not "
+                f"work there (sysctl -w {name}=1)"
+            )
+    return ""

@@ -1,4 +1,7 @@
-"""The door to the programs iptables and nft: run one, and say in one sentence why it failed."""
+"""The door to the programs iptables and nft: run one, and say in one sentence why it failed.
+
+Rules of others have comments in any encoding: what is no UTF-8 comes and goes as surrogates, octet by octet.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Iterator, Sequence, Tuple
 
+from flanneld.environment import for_programs
 from flanneld.errors import RulesError
 
 LOCK_WAIT = 10
@@ -29,12 +33,20 @@ class KernelLacksError(RulesError):
 
 
 _DENIED = "flanneld needs root with CAP_NET_ADMIN and CAP_NET_RAW"
+NFT_RULES = "somebody has made rules in it with nft: they belong into a table of another name, or use EnableNFTables"
 _CAUSES: Tuple[Tuple[str, str], ...] = (
     ("Permission denied|Operation not permitted", _DENIED),
     ("xtables lock", f"it was held for {LOCK_WAIT} s; `fuser {_LOCK}` names who has it"),
+    ("open lock file", f"{_LOCK} must be writable"),
+    (
+        "JSON support not compiled-in|invalid option -- 'j'",
+        "nft 0.9 or newer with JSON is needed, or EnableNFTables off",
+    ),
+    (r"CHAIN_ADD failed \(Operation not supported\)|is incompatible, use 'nft'", NFT_RULES),
     (
         "Table does not exist|nitialize table|do you need to insmod|No chain/target/match by that name|not supported|"
-        "Failed to initialize nft|extension .* is not supported",
+        "Failed to initialize nft|extension .* is not supported|"
+        r"CHAIN_ADD failed \(No such file or directory\)",
         _LACKS,
     ),
 )
@@ -47,7 +59,14 @@ def run(command: Sequence[str], text: str = "", modules: str = "") -> str:
     """
     name = command[0]
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        done = subprocess.run(
+            command,
+            input=text.encode("utf-8", "surrogateescape"),
+            capture_output=True,
+            env=for_programs(os.environ),
+            timeout=_TIMEOUT,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         raise RulesError(f"{name} did not end within {_TIMEOUT:g} s", f"who holds {_LOCK}?") from None
     except FileNotFoundError:
@@ -58,10 +77,10 @@ def run(command: Sequence[str], text: str = "", modules: str = "") -> str:
     except OSError as error:
         raise RulesError(f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
-        failure = explain(name, done.returncode, done.stderr, modules)
+        failure = explain(name, done.returncode, done.stderr.decode("utf-8", "replace"), modules)
         # ip6tables-legacy fails in the same words for want of a module and of permission.
         raise failure if _may_change_the_network() else RulesError(failure.message, _DENIED)
-    return done.stdout
+    return done.stdout.decode("utf-8", "surrogateescape")
 
 
 def _may_change_the_network() -> bool:

@@ -14,7 +14,7 @@ from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 from flanneld.errors import RulesError
 from flanneld.rules import saved
-from flanneld.rules.command import LOCK_WAIT, KernelLacksError, locked, run
+from flanneld.rules.command import LOCK_WAIT, NFT_RULES, KernelLacksError, locked, run
 from flanneld.rules.engine import Rules
 from flanneld.rules.kernel_state import LegacyState, NftablesState, State, Watched
 from flanneld.rules.spec import RuleSpec, wanted_rules
@@ -112,14 +112,15 @@ class Iptables(Rules):
 
     def _repair(self, spec: RuleSpec, *, last: bool) -> List[str]:
         wrong: List[str] = []
+        unreadable: Optional[RulesError] = None
         for version, program in self._programs.items():
             printed = run([f"{program.name}-save"], modules=program.modules)
-            change = saved.to_wanted(
-                saved.parse_save(printed),
-                wanted_rules(spec, version, random=spec.random_fully and program.random_fully),
-                self._owned(spec),
-                spec.networks.get(version),
-            )
+            wanted = dict(wanted_rules(spec, version, random=spec.random_fully and program.random_fully))
+            for place in saved.unreadable(printed):
+                if wanted[place.comment]:
+                    unreadable = RulesError(f"{program.name} cannot read the table {place.table}", NFT_RULES)
+                wanted[place.comment] = ()
+            change = saved.to_wanted(saved.parse_save(printed), wanted, self._owned(spec), spec.networks.get(version))
             if change.wrong and last:
                 raise self._refused or RulesError(
                     f"{program.name}: {change.wrong[0]}, although it was set right",
@@ -135,6 +136,8 @@ class Iptables(Rules):
                     # A rule to be deleted may have gone since the look: the next one decides.
                     self._refused = error
             wrong += [f"{program.name}: {one}" for one in change.wrong]
+        if unreadable is not None:
+            raise unreadable  # after all that can be done
         return wrong
 
     def _other(self) -> Optional[Rules]:

@@ -25,6 +25,7 @@ FAMILIES = {4: "ip", 6: "ip6"}
 TABLES = {4: "flannel-ipv4", 6: "flannel-ipv6"}
 _MODULES = "nf_tables, nft_chain_nat, nft_masq"
 _MARK = 0x4000
+_MARKS = [{"&": [{"meta": meta}, _MARK]} for meta in ({"key": "mark"}, "mark")]
 
 
 class Chain(NamedTuple):
@@ -97,10 +98,12 @@ def _meaning(expressions: Sequence[Mapping[str, Any]], comment: str) -> Optional
 
 
 def _parse_match(rule: Rule, match: Mapping[str, Any]) -> Optional[Rule]:
-    left, right, negated = match["left"], match["right"], match["op"] == "!="
-    if match["op"] not in {"==", "!="}:
+    # nft 0.9.0 leaves an operator out that is understood, and has another form of meta.
+    operator = match.get("op", "==")
+    left, right, negated = match["left"], match["right"], operator == "!="
+    if operator not in {"==", "!="}:
         return None
-    if left == {"&": [{"meta": {"key": "mark"}}, _MARK]} and right == _MARK and not negated:
+    if left in _MARKS and right == _MARK and not negated:
         return rule._replace(marked=True)
     field = left.get("payload", {}).get("field")
     if field not in {"saddr", "daddr"} or not isinstance(right, dict) or "prefix" not in right:

@@ -58,6 +58,8 @@ _LINE = re.compile(
     re.MULTILINE,
 )
 
+_UNREADABLE = re.compile(r"^# Table `(\w+)' is incompatible", re.MULTILINE)
+
 
 def parse_save(text: str) -> Saved:
     """Parse the output of `iptables-save`."""
@@ -72,6 +74,12 @@ def parse_save(text: str) -> Saved:
             line = parse_line((match["text"] or match["jump"] or "").strip())
             saved.setdefault((table, match["chain"] or match["foreign"]), []).append(line)
     return saved
+
+
+def unreadable(text: str) -> List[Place]:
+    """Return the places that the nft variant of iptables cannot print: it would add to them with each attempt."""
+    tables = _UNREADABLE.findall(text)
+    return [place for place in PLACES if place.table in tables]
 
 
 def parse_line(text: str) -> Line:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
 from flanneld.errors import ConfigError
 
@@ -17,6 +17,9 @@ Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 EXAMPLE = '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+_DEEPEST = 20  # levels of objects and lists: nothing has more than three, and comparing a thousand ends in an error
+_SHOWN = 200  # characters of a value that a message shows
 
 
 class Pool(NamedTuple):
@@ -82,7 +85,7 @@ _IPV6 = _Family("IPv6", 128, 64, 62, 124, "fd00:10:244::/48")
 def parse_config(text: str) -> NetworkConfig:
     """Parse and check the configuration; raises ConfigError naming the key, its value and what is valid."""
     try:
-        raw = json.loads(text)
+        raw = flat_json(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the network configuration is not JSON: {error}", f"it should look like {EXAMPLE}") from None
     if not isinstance(raw, dict):
@@ -104,9 +107,21 @@ def parse_config(text: str) -> NetworkConfig:
     return NetworkConfig(ipv4, ipv6, flag(keys, "EnableNFTables"), kind.lower(), settings)
 
 
+def flat_json(text: str) -> Any:
+    """Return decoded JSON that can be compared and encoded without a RecursionError.
+
+    Raises ValueError for more than _DEEPEST levels, for NaN and Infinity, and for what is no JSON; RecursionError, too.
+    """
+    raw = json.loads(text, parse_constant=_no_number)
+    if text.count("{") + text.count("[") > _DEEPEST and _is_deep(raw):
+        raise ValueError(f"it has more than {_DEEPEST} levels")
+    return raw
+
+
 def show(value: object) -> str:
-    """Return a value of the configuration as the user wrote it."""
-    return json.dumps(value)
+    """Return a value of the configuration as the user wrote it, a long one cut off."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def lower(raw: Mapping[str, Any]) -> Dict[str, Any]:
@@ -144,6 +159,20 @@ def words(keys: Mapping[str, Any], name: str, default: str = "") -> str:
     return value
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _is_deep(raw: object) -> bool:
+    level = [raw]
+    for _ in range(_DEEPEST):
+        inner: List[object] = []
+        for value in level:
+            inner += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        level = inner
+    return bool(level)
+
+
 def _pool(keys: Mapping[str, Any], family: _Family) -> Pool:
     network = _network(keys.get(f"{family.name}Network".lower()), family)
     length = _subnet_len(keys, network, family)
@@ -160,7 +189,8 @@ def _network(value: object, family: _Family) -> Network:
     name = f"{family.name}Network"
     hint = f'use an {family.name or "IPv4"} network such as "{family.example}"'
     kind = ipaddress.IPv6Network if family.name else ipaddress.IPv4Network
-    if not isinstance(value, str) or "/" not in value:
+    # Neither a scope ("fd00::%eth0/48") nor a mask instead of the length is known to Go.
+    if not isinstance(value, str) or "%" in value or not value.partition("/")[2].isdigit():
         raise ConfigError(f"{name} is {show(value)}", hint)
     try:
         network = kind(value, strict=False)
@@ -196,8 +226,10 @@ def _boundary(keys: Mapping[str, Any], name: str, network: Network, length: int,
     kind = type(network.network_address)
     if value is None or value == "":
         return kind(default)
+    if not isinstance(value, str) or "%" in value:
+        raise ConfigError(f"{name} is {show(value)}", f"use an address of {network}")
     try:
-        address = kind(str(value))
+        address = kind(value)
     except ValueError:
         raise ConfigError(f"{name} is {show(value)}", f"use an address of {network}") from None
     if address not in network:

@@ -10,14 +10,14 @@ import threading
 import time
 from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from flanneld.errors import ConfigError, LeaseError
+from flanneld.errors import ConfigError, EtcdError, LeaseError
 from flanneld.etcd.transport import Cluster
-from flanneld.log import logger
+from flanneld.log import Repeated, logger
 from flanneld.options import EtcdOptions
-from flanneld.subnet.config import Network, NetworkConfig
+from flanneld.subnet.config import Network, NetworkConfig, parse_config
 from flanneld.subnet.etcd_keep import Keeper
 from flanneld.subnet.etcd_watch import Book, Timing, Watcher
-from flanneld.subnet.lease import Attributes, Holding, Lease, choose_subnets, encode_attributes, permits
+from flanneld.subnet.lease import Attributes, Holding, Lease, choose_subnets, encode_attributes, format_key, permits
 from flanneld.subnet.manager import SubnetManager
 from flanneld.subnet.store import CONFIG, LeaseStore, Position, Record, name_of
 
@@ -50,11 +50,12 @@ class EtcdSubnetManager(SubnetManager):
         self._timing = timing or Timing()
         self._cluster = Cluster(options)
         self._make = store_class(api)
+        self._elsewhere: Optional[bool] = None
         self._store: LeaseStore = self._make(self._cluster, prefix)
         self._asking = threading.Lock()
         self._book = Book()
         self._reading: Optional[Reading] = None
-        self._config = ""
+        self._unfit = Repeated()
         self._keeper: Optional[Keeper] = None
         self._troubles: Dict[str, str] = {}
 
@@ -63,12 +64,24 @@ class EtcdSubnetManager(SubnetManager):
         with self._asking:
             text = self._store.config()
         if text is None:
-            raise ConfigError(
-                f"etcd has no key {self._prefix}/{CONFIG}",
-                f"write the network configuration there with the {self._store.api} API, or check -etcd-prefix",
-            )
-        self._config = text
+            raise ConfigError(f"etcd has no key {self._prefix}/{CONFIG}", self._advice())
         return text
+
+    def _advice(self) -> str:
+        """Return what to do about a configuration that is not there; the other API's store is asked once."""
+        if self._elsewhere is None:
+            other = store_class("v2" if self._store.api == "v3" else "v3")(self._cluster, self._prefix)
+            try:
+                self._elsewhere = other.config() is not None
+            except EtcdError:
+                self._elsewhere = False  # it is off, or refused; which one does not matter here
+            finally:
+                other.close()
+        if self._elsewhere and self._store.api == "v3":
+            return "there is one in etcd's v2 store: `flanneld migrate` copies it, or use -etcd-api=v2 on all machines"
+        if self._elsewhere:
+            return "there is one in etcd's v3 store: leave out -etcd-api=v2"
+        return f"write the network configuration there with the {self._store.api} API, or check -etcd-prefix"
 
     def leases(self) -> Mapping[str, Lease]:
         """Return all leases by the last part of their key, read now."""
@@ -92,8 +105,11 @@ class EtcdSubnetManager(SubnetManager):
         with self._asking:
             reading = self._reading or self._read()
             for _ in range(_TRIES):
+                self._reading = None  # after a failure all is to be seen anew
+                self._compare(reading.config, config)
                 holding = self._attempt(reading.leases, config, attributes, previous)
                 if holding is not None:
+                    self._reading = reading
                     return holding
                 reading = self._read()
         raise LeaseError(f"no subnet could be leased in {_TRIES} attempts", "too many machines start at once")
@@ -148,9 +164,16 @@ class EtcdSubnetManager(SubnetManager):
         self._reading = Reading(position, *self._book.sort(entries))
         return self._reading
 
+    def _compare(self, text: Optional[str], config: NetworkConfig) -> None:
+        """Raise ConfigError unless the configuration that was read with the leases is the one that is in use."""
+        if text is None:
+            raise ConfigError(f"etcd has lost {self._prefix}/{CONFIG}", "write it there again")
+        if parse_config(text) != config:
+            raise ConfigError("the network configuration was changed meanwhile", "flanneld starts anew with it")
+
     def _attempt(
         self,
-        leases: Mapping[str, Lease],
+        leases: Dict[str, Lease],
         config: NetworkConfig,
         attributes: Attributes,
         previous: Sequence[Network],
@@ -160,21 +183,18 @@ class EtcdSubnetManager(SubnetManager):
         fitting = [one for one in own if permits(config, one.subnets)]
         if fitting:
             held = next((one for one in fitting if set(one.subnets) <= set(previous)), fitting[0])
-            logger.info("found lease %s of %s, reusing it", held.name, attributes.public_ip)
             return self._reuse(held, attributes)
         for unfit in own:
             if unfit.permanent:  # it was made by a person
-                logger.warning("the reservation %s does not fit the network configuration; not used", unfit.name)
+                self._unfit.warn(f"the reservation {unfit.name} does not fit the network configuration; not used")
                 continue
-            logger.warning("lease %s does not fit the network configuration; deleting it", unfit.name)
+            self._unfit.warn(f"lease {unfit.name} does not fit the network configuration; deleting it")
             if not self._store.delete(unfit):
                 return None
+            leases.pop(format_key(unfit.subnets), None)
             previous = (*previous, *unfit.subnets)  # with another family added, the old one's subnet may stay
-        gone = {id(one) for one in own if not one.permanent}
-        others = {name: one for name, one in leases.items() if id(one) not in gone}
-        chosen = choose_subnets(config, others, previous)
+        chosen = choose_subnets(config, leases, previous)
         if chosen is None:
-            self._reading = None  # the next attempt is to see the ones that were freed
             ranges = " and ".join(f"{pool.subnet_min} to {pool.subnet_max}" for pool in config.pools.values())
             raise LeaseError(
                 f"out of subnets: all from {ranges} are leased", "use a larger Network or a larger SubnetLen"
@@ -186,6 +206,7 @@ class EtcdSubnetManager(SubnetManager):
         written = self._store.replace(held, encode_attributes(attributes), self._timing.ttl)
         if written is None:
             return None
+        logger.info("found lease %s of %s, reusing it", held.name, attributes.public_ip)
         lease = held._replace(attributes=attributes, etcd_lease=written.lease, revision=written.revision)
         return Holding(lease, None if written.seconds is None else started + written.seconds)
 

@@ -90,6 +90,7 @@ class Keeper(threading.Thread):
     def run(self) -> None:
         """Keep for ever, or until the lease is lost."""
         pause = _PAUSE[0]
+        self._figures()
         while True:
             self._woken.wait(max(0.0, min(self._next() - time.monotonic(), _LOOK)))
             self._woken.clear()
@@ -102,7 +103,9 @@ class Keeper(threading.Thread):
                 self._trouble.clear("the lease is looked after again")
             except EtcdError as error:
                 self._complain(error)
-                time.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - nothing secret
+                # News, such as that etcd has its configuration back, end the wait, but not all the time.
+                time.sleep(_PAUSE[0] * random.uniform(0.8, 1.2))  # noqa: S311 - nothing secret
+                self._woken.wait((pause - _PAUSE[0]) * random.uniform(0.8, 1.2))  # noqa: S311
                 pause = min(pause * 2, _PAUSE[1])
                 self._look = True
                 self._woken.set()
@@ -151,8 +154,13 @@ class Keeper(threading.Thread):
             )
         if record.revision == lease.revision:
             return
-        self._adopt(record)
-        if found != lease.attributes:
+        ours = found == self._wanted
+        self._adopt(record, self._wanted if ours else lease.attributes)
+        if ours:
+            # It may be what a slow etcd has written after all: writing it again would slow it further.
+            self._contest_at = None
+            self._plan_announcement()
+        elif found != lease.attributes:
             now = time.monotonic()
             if now >= self._contested_at + _FORGIVEN:
                 self._contest = _CONTEST[0]
@@ -168,12 +176,12 @@ class Keeper(threading.Thread):
             self._contest_at = now + self._contest * random.uniform(0.8, 1.2)  # noqa: S311
             self._contest = min(self._contest * 2, _CONTEST[1])
 
-    def _adopt(self, record: Record) -> None:
+    def _adopt(self, record: Record, attributes: Attributes) -> None:
         """Take over how long the key lives after somebody else wrote it."""
         started = time.monotonic()
         left = self._store.left(record)
         lease = self._holding.lease._replace(
-            permanent=record.permanent, etcd_lease=record.lease, revision=record.revision
+            attributes=attributes, permanent=record.permanent, etcd_lease=record.lease, revision=record.revision
         )
         self._hold(lease, None if left is None else started + left)
 
@@ -218,6 +226,9 @@ class Keeper(threading.Thread):
             expires = None if written.seconds is None else started + written.seconds
             self._written_at = started
         self._hold(lease._replace(etcd_lease=written.lease, revision=written.revision), expires)
+        self._plan_announcement()
+
+    def _plan_announcement(self) -> None:
         interval = max(self._timing.announce, len(self._book) * _SPARSE)
         self._announce_at = time.monotonic() + interval * random.uniform(0.8, 1.2)  # noqa: S311
 
@@ -236,6 +247,8 @@ class Keeper(threading.Thread):
         self._trouble.warn(text)
 
     def _figures(self) -> None:
-        if self._holding.expires is not None:
+        if self._holding.expires is None:
+            FIGURES.drop("flannel_lease_expires_seconds")
+        else:
             left = self._holding.expires - time.monotonic()
             FIGURES.set("flannel_lease_expires_seconds", max(0.0, left))

@@ -12,6 +12,7 @@ from flanneld.errors import CompactedError, ConfigError, EtcdError, EtcdUnavaila
 from flanneld.etcd.transport import TIMEOUT
 from flanneld.log import Repeated, logger
 from flanneld.metrics import FIGURES
+from flanneld.subnet.config import Network
 from flanneld.subnet.lease import Lease, decode_attributes, format_key, parse_key
 from flanneld.subnet.manager import Picture
 from flanneld.subnet.store import CONFIG, SUBNETS, Batch, Change, Follower, LeaseStore, Position, Record, name_of
@@ -27,7 +28,8 @@ class Timing(NamedTuple):
     nothing. audit: between full reads, which find what no watch tells: an etcd that was restored from a backup.
     gather: a burst of changes is published in steps of this. announce_first: after the start, the own key is written
     once more, because Go daemons v0.18 to v0.21.2 miss peers that start together with them; announce: then again and
-    again, because every write makes Go daemons program this machine anew.
+    again, because every write makes Go daemons program this machine anew. grace: leases that a store has lost together
+    with its configuration, or with the own lease, are believed in for so long: their machines write them again.
     """
 
     ttl: int = 86400
@@ -36,6 +38,7 @@ class Timing(NamedTuple):
     gather: float = 0.02
     announce_first: float = 5.0
     announce: float = 300.0
+    grace: float = 60.0
 
 
 class Book:
@@ -51,6 +54,8 @@ class Book:
         self._ignored: Dict[str, str] = {}  # label by name
         self._warned: Dict[str, str] = {}  # reason by name
         self._counted: Dict[str, int] = {}
+        self._spared: Dict[str, Lease] = {}  # lost by the store, and still believed in
+        self.spared_until = float("inf")
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -89,9 +94,20 @@ class Book:
         self._ignored = ignored
         return config, leases
 
-    def replace(self, config: str, leases: Dict[str, Lease]) -> bool:
-        """Take over a full reading; tell whether anything differs."""
+    def replace(self, config: str, leases: Dict[str, Lease], spare_until: Optional[float] = None) -> bool:
+        """Take over a full reading; tell whether anything differs.
+
+        `spare_until`: leases that are not among them are still believed in until then, or until others take
+        their place.
+        """
         before = self._leases
+        if spare_until is not None:
+            self._spared.update({name: lease for name, lease in before.items() if name not in leases})
+            self.spared_until = spare_until
+        self._displace(leases)
+        if spare_until is not None and self._spared:
+            lost = len(self._spared)
+            logger.warning("etcd has lost %d leases; their machines get some time to write them again", lost)
         changed = config != self.config or before.keys() != leases.keys()
         for name, lease in leases.items():
             old = before.get(name)
@@ -110,7 +126,8 @@ class Book:
             if record is None:
                 key = name[len(SUBNETS) :] if name.startswith(SUBNETS) else ""
                 self._ignored.pop(key, None)
-                changed |= self._leases.pop(key, None) is not None
+                # What is deleted in the eyes of all is not spared, though here it was lost already.
+                changed |= (self._leases.pop(key, None) or self._spared.pop(key, None)) is not None
                 continue
             key, content = self.entry(record)
             if isinstance(content, Lease):
@@ -119,6 +136,7 @@ class Book:
                 old = self._leases.get(key)
                 if old is None or not _same(old, content):
                     self._leases[key] = content
+                    self._displace({key: content})
                     changed = True
             elif content is not None:
                 changed |= content != self.config
@@ -128,13 +146,29 @@ class Book:
         self._count()
         return changed
 
+    def give_up(self) -> bool:
+        """Believe no longer in what the store has lost; tell whether there was anything."""
+        lost, self._spared, self.spared_until = self._spared, {}, float("inf")
+        if lost:
+            logger.warning("%d leases that etcd had lost were not written again: they are gone", len(lost))
+        return bool(lost)
+
+    def _displace(self, leases: Mapping[str, Lease]) -> None:
+        """Believe no longer in lost leases that these took the place of."""
+        if self._spared:
+            for name in leases:
+                self._spared.pop(name, None)
+            self._spared = displaced(self._spared, leases.values())
+        if not self._spared:
+            self.spared_until = float("inf")
+
     def picture(self) -> Picture:
         """Return the leases that others may use, as they are now.
 
         Those that give this machine's own address for another subnet are left out: whoever programs them sends
         traffic to itself.
         """
-        view = dict(self._leases)
+        view = {**self._spared, **self._leases}
         own = self.own
         if own is not None:
             mine, name = own.attributes.public_ip, format_key(own.subnets)
@@ -183,6 +217,27 @@ class Book:
 Entry = Tuple[str, Union[str, Lease, None]]
 
 
+def displaced(lost: Mapping[str, Lease], present: Iterable[Lease]) -> Dict[str, Lease]:
+    """Return those of `lost` that are in nobody's way: whose machine has no other lease, and nobody their subnets."""
+    present = list(present)
+    machines = {lease.attributes.public_ip for lease in present}
+    taken = {subnet for lease in present for subnet in lease.subnets}
+    lengths = {(subnet.version, subnet.prefixlen) for lease in lost.values() for subnet in lease.subnets}
+    # Subnets of one length overlap when they are equal: in thousands only those of other lengths are compared.
+    odd = [
+        one for one in taken if any(version == one.version and length != one.prefixlen for version, length in lengths)
+    ]
+
+    def free(subnet: Network) -> bool:
+        return subnet not in taken and not any(one.version == subnet.version and one.overlaps(subnet) for one in odd)
+
+    return {
+        name: lease
+        for name, lease in lost.items()
+        if lease.attributes.public_ip not in machines and all(map(free, lease.subnets))
+    }
+
+
 def _same(one: Lease, other: Lease) -> bool:
     return one.attributes == other.attributes and one.permanent == other.permanent
 
@@ -217,6 +272,7 @@ class Watcher(threading.Thread):
         self._prefix = prefix
         self._book = book
         self._position = position
+        self._known = position  # where the book stands, also while everything is to be read anew
         self._timing = timing
         self._note = note
         self._publish = publish
@@ -268,11 +324,13 @@ class Watcher(threading.Thread):
         if config is None:
             self._bereft = True
             raise self._lost_config()
-        self._bereft = False
-        changed = self._book.replace(config, leases)
         own = leases.get(self._own_key)
+        known = self._known or position
+        emptied = self._bereft or own is None or position.cluster != known.cluster or position.revision < known.revision
+        self._bereft = False
+        changed = self._book.replace(config, leases, time.monotonic() + self._timing.grace if emptied else None)
         self._saw(own.revision if own is not None else 0)
-        self._position = position
+        self._position = self._known = position
         self._plan_audit()
         if changed:
             self._publish()
@@ -314,10 +372,14 @@ class Watcher(threading.Thread):
             if dirty and now >= published + self._timing.gather:
                 dirty, published = False, now
                 self._publish()
+            if now >= self._book.spared_until:
+                dirty |= self._book.give_up()
             if now >= self._audit_at and not dirty:
                 self._position = None
                 return
-            until = published + self._timing.gather if dirty else min(heard + self._timing.quiet, self._audit_at)
+            until = min(heard + self._timing.quiet, self._audit_at, self._book.spared_until)
+            if dirty:
+                until = published + self._timing.gather
             batch = follower.next(max(0.0, until - now))
             if batch is not None:
                 heard = time.monotonic()
@@ -341,7 +403,7 @@ class Watcher(threading.Thread):
 
     def _move(self, revision: int) -> None:
         if self._position is not None:
-            self._position = self._position._replace(revision=revision)
+            self._position = self._known = self._position._replace(revision=revision)
 
     @property
     def _own_key(self) -> str:

@@ -13,7 +13,7 @@ import re
 import socket
 from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from flanneld.subnet.config import Network, NetworkConfig, Pool
+from flanneld.subnet.config import Network, NetworkConfig, Pool, flat_json
 
 CANDIDATES = 100
 """How many free subnets the random choice is made from: as in the Go daemon, so that two starters seldom collide."""
@@ -114,7 +114,7 @@ def encode_attributes(attributes: Attributes) -> str:
 def decode_attributes(text: str) -> Optional[Attributes]:
     """Return a value's contents, None when it cannot be used (the Go daemon ignores such a lease, too)."""
     try:
-        raw = json.loads(text)
+        raw = flat_json(text)
         fields = {key.lower(): value for key, value in raw.items()}
         public6 = fields.get("publicipv6")
         return Attributes(

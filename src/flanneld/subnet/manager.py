@@ -6,15 +6,10 @@ The daemon's main thread asks; after `start` threads of the manager follow the l
 from __future__ import annotations
 
 import abc
-import threading
 from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
-from flanneld.errors import FlanneldError
-from flanneld.log import Repeated
-from flanneld.subnet.config import Network, NetworkConfig, parse_config
+from flanneld.subnet.config import Network, NetworkConfig
 from flanneld.subnet.lease import Attributes, Holding, Lease
-
-_CONFIG_EVERY = 1.0  # seconds between attempts to read the configuration, as in the Go daemon
 
 
 class Picture(NamedTuple):
@@ -90,15 +85,3 @@ class SubnetManager(abc.ABC):
 
     def ready(self) -> None:  # noqa: B027 - a hook that most managers do without
         """The daemon works from now on: tell whoever wants to know. Must not block."""
-
-
-def fetch_config(manager: SubnetManager, stopped: threading.Event) -> Optional[NetworkConfig]:
-    """Return the configuration as soon as there is a valid one; None when stopped meanwhile."""
-    trouble = Repeated()
-    while not stopped.is_set():
-        try:
-            return parse_config(manager.config_text())
-        except FlanneldError as error:
-            trouble.warn(f"no network configuration yet: {error}")
-        stopped.wait(_CONFIG_EVERY)
-    return None

@@ -5,14 +5,30 @@ A renewal takes a new etcd lease, as in the Go daemon; the one it supersedes is 
 
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Tuple, TypeVar
+import time
+from typing import Callable, List, NamedTuple, Optional, Tuple, TypeVar
 
+from flanneld.errors import EtcdError
 from flanneld.etcd.transport import TIMEOUT, Cluster
 from flanneld.etcd.v3 import EtcdClient, KeyValue, Watch
 from flanneld.subnet.lease import Lease
 from flanneld.subnet.store import CONFIG, Batch, Change, Position, Record, Written, name_of
 
 _Item = TypeVar("_Item")
+_NOT_FOUND = 5  # gRPC's code: the etcd lease is gone
+
+
+class _Grant(NamedTuple):
+    """An etcd lease on which nothing hangs yet; `since` is monotonic time."""
+
+    number: int
+    seconds: int
+    since: float
+
+    @property
+    def left(self) -> int:
+        """The seconds that it lives on."""
+        return int(self.seconds - (time.monotonic() - self.since))
 
 
 class StoreV3:
@@ -23,6 +39,7 @@ class StoreV3:
     def __init__(self, cluster: Cluster, prefix: str) -> None:
         self._client = EtcdClient(cluster)
         self._prefix = f"{prefix}/"
+        self._unused: Optional[_Grant] = None
 
     def config(self) -> Optional[str]:
         """Return the text of the configuration."""
@@ -41,17 +58,18 @@ class StoreV3:
 
     def create(self, lease: Lease, value: str, ttl: int) -> Optional[Written]:
         """Write a lease whose key must not exist."""
-        number, seconds = self._client.grant(ttl)
-        return self._settled(
-            lease, value, Written(0, number, seconds), self._client.create(self._key(lease), value, number)
-        )
+        return self._attached(lease, value, ttl, lambda number: self._client.create(self._key(lease), value, number))
 
     def replace(self, lease: Lease, value: str, ttl: int) -> Optional[Written]:
         """Write a lease with a new time to live."""
-        number, seconds = (0, None) if lease.permanent else self._client.grant(ttl)
-        revision = self._client.replace(self._key(lease), value, number, lease.revision)
-        written = self._settled(lease, value, Written(0, number, seconds), revision)
-        if written is not None:
+
+        def write(number: int) -> Optional[int]:
+            return self._client.replace(self._key(lease), value, number, lease.revision)
+
+        if lease.permanent:
+            return self._settled(lease, value, Written(0, 0, None), write(0))
+        written = self._attached(lease, value, ttl, write)
+        if written is not None and written.lease != lease.etcd_lease:
             self._retire(lease.etcd_lease)
         return written
 
@@ -87,6 +105,24 @@ class StoreV3:
     def _record(self, item: KeyValue) -> Record:
         name = item.key[len(self._prefix) :]
         return Record(name, item.value, item.revision, item.lease == 0, item.lease, item.created)
+
+    def _attached(self, lease: Lease, value: str, ttl: int, write: Callable[[int], Optional[int]]) -> Optional[Written]:
+        """Write with an etcd lease of its own: a new one, or what an attempt that failed has left.
+
+        So a store that grants, and then refuses or does not answer, is not filled with leases that live for a day.
+        """
+        grant = self._unused
+        if grant is None or grant.left < 0.9 * ttl:
+            grant = _Grant(*self._client.grant(ttl), time.monotonic())
+        self._unused = grant
+        try:
+            written = self._settled(lease, value, Written(0, grant.number, grant.left), write(grant.number))
+        except EtcdError as error:
+            if error.code == _NOT_FOUND:
+                self._unused = None
+            raise
+        self._unused = None
+        return written
 
     def _settled(
         self, lease: Lease, value: str, written: Written, revision: Optional[int], *, keep: bool = False

@@ -17,14 +17,17 @@ _RECEIVE = 1 << 21
 
 def bind(address: str, port: int) -> socket.socket:
     """Return a UDP socket bound to the machine's address; raises NetworkError, with the port's owner when taken."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock: Optional[socket.socket] = None
     try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind((address, port))
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         hint = ""
-        if holder := owner(address, port):
-            hint = f"{holder} has it: stop it, or choose another Port on all machines"
+        with contextlib.suppress(OSError):  # without descriptors left nothing can be found out
+            if holder := owner(address, port):
+                hint = f"{holder} has it: stop it, or choose another Port on all machines"
         raise NetworkError(f"UDP port {port} of {address} cannot be used: {error.strerror}", hint) from None
     # The usual 200 KB are three bursts of one sender. For sending they do, as the data path waits for room.
     with contextlib.suppress(OSError):

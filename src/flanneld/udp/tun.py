@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from typing import Tuple
 
@@ -48,6 +49,17 @@ def tun_name(tun: int) -> str:
         return _name(fcntl.ioctl(tun, _TUNGETIFF, _REQUEST.pack(b"", 0)))
     except OSError:
         return ""
+
+
+def tun_index(name: str) -> int:
+    """Return the index of the device that has this name in the daemon's network namespace, 0 when none has.
+
+    TUNGETIFF goes on naming a device that was moved to another namespace.
+    """
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _name(request: bytes) -> str:

@@ -92,23 +92,26 @@ def first_answer(endpoints: list[dict[str, Any]], ask: Callable[[dict[str, Any]]
     raise EtcdError(f"{'; '.join(reasons)}; run --tags etcd first")
 
 
-def write_once(endpoint: dict[str, Any], key: str, value: dict[str, Any], users: str, check: bool) -> str | None:
+def write_once(
+    endpoint: dict[str, Any], key: str, value: dict[str, Any], users: str, replaces: str, check: bool
+) -> str | None:
     """Bring about that a key holds a JSON object; returns what it held before, None when it did not exist.
 
-    What is there already is replaced only while no key begins with `users`: nobody has acted on it then. InUseError
-    otherwise. With `check` nothing is written.
+    What is there already is replaced only while no key begins with `users`: nobody has acted on it then; or when it is
+    `replaces`. InUseError otherwise. With `check` nothing is written.
     """
     found = _call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")
     before = base64.b64decode(found[0].get("value", "")).decode() if found else None
     if before is not None and holds(before, value):
         return before
-    if before is not None and _any_below(endpoint, users):
+    known = before is not None and before == replaces
+    if before is not None and not known and _any_below(endpoint, users):
         raise InUseError(before)
     if not check:
         # In one transaction with the comparison: neither another writer nor a first user gets in between.
         revision = str(found[0]["mod_revision"]) if found else "0"
         compare = [{"key": _b64(key), "target": "MOD", "result": "EQUAL", "mod_revision": revision}]
-        if found:
+        if found and not known:
             # Of a range, all keys are compared: true where there is none.
             unused = {"target": "CREATE", "result": "LESS", "create_revision": "1"}
             compare.append({"key": _b64(users), "range_end": _b64(_behind(users)), **unused})

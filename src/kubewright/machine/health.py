@@ -135,7 +135,7 @@ def wait(unit: str, checks: list[dict[str, Any]], timeout: float) -> str:
                     break
         if not reason:
             return ""
-        if state.get("ActiveState") == "failed":
+        if systemd.has_failed(state):
             return f"{unit} is {systemd.summary(state)}"
         again = int(state.get("NRestarts") or 0) - restarts
         if again >= _RESTARTS_ARE_FAILURE:

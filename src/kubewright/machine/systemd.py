@@ -15,6 +15,7 @@ _PROPERTIES = (
     "Result",
     "ExecMainStatus",
     "NRestarts",
+    "Job",
 )
 
 
@@ -33,6 +34,14 @@ def states(units: list[str]) -> dict[str, dict[str, str]]:
         pairs = (line.partition("=") for line in block.splitlines())
         result[unit] = {key: value for key, _, value in pairs}
     return result
+
+
+def has_failed(state: dict[str, str]) -> bool:
+    """Tell whether a unit has failed for good.
+
+    While a restart is queued, a unit whose old process had to be killed is `failed` as well, and is started next.
+    """
+    return state.get("ActiveState") == "failed" and not int(state.get("Job") or 0)
 
 
 def daemon_reload() -> None:
