@@ -113,17 +113,11 @@ class Daemon:
         """Return what keeps the daemon from being ready, empty when nothing does."""
         if self.overlay is None or self.guard is None:
             return self._doing
-        return self._unprogrammed() or self._publisher.trouble or self._expired()
+        return self._unprogrammed() or self._publisher.trouble
 
     def _unprogrammed(self) -> str:
         assert self.overlay is not None and self.guard is not None  # noqa: S101, PT018 - stages have set them
         return self.overlay.trouble or self.backend.trouble() or self.guard.trouble
-
-    def _expired(self) -> str:
-        holding = self.manager.held() or self.holding
-        if holding.expires is None or holding.expires > time.monotonic():
-            return ""
-        return f"the lease {self.own.name} has expired: another machine may take it"
 
     @property
     def own(self) -> Lease:
