@@ -1,0 +1,44 @@
+"""Runs a playbook, and breaks something when one of its plays begins, however fast the machine is.
+
+`at_play.py PLAY (--signal NAME | --run COMMAND) -- COMMAND...`: the signal goes to all processes of the run, as
+Ctrl-C and a power cut do; the other command is run beside it. Ends with the status of the run, 1 after a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+
+
+def main() -> int:
+    """Run, break, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("play")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--signal", choices=["INT", "KILL"])
+    what.add_argument("--run")
+    parser.add_argument("command", nargs="+")
+    wanted = parser.parse_args()
+    process = subprocess.Popen(
+        wanted.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    done = False
+    for line in process.stdout or ():
+        sys.stdout.write(line)
+        if not done and line.startswith(f"PLAY [{wanted.play}]"):
+            done = True
+            if wanted.signal:
+                os.killpg(process.pid, getattr(signal, f"SIG{wanted.signal}"))
+            else:
+                subprocess.run(wanted.run, shell=True, check=True, timeout=60)  # noqa: S602 - a line of the scenario
+    status = process.wait(60)
+    if not done:
+        sys.stdout.write(f"the play {wanted.play} has not begun\n")
+    return min(abs(status), 1) if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
