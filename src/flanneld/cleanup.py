@@ -25,7 +25,6 @@ from flanneld.overlay import BLACKHOLE_PRIORITY
 from flanneld.rules.command import run as run_program
 from flanneld.rules.engine import make_rules
 from flanneld.rules.spec import RuleSpec
-from flanneld.subnet.config import Network
 
 FLAGS: Tuple[Flag, ...] = (
     Flag("subnet-file", "str", state.DEFAULT_SUBNET_FILE, "file that the leased subnet was written to"),
@@ -164,7 +163,7 @@ def _routes(
         device = names.get(one.oif, "")
         if one.kind == wire.BLACKHOLE:
             network = env.networks.get(one.version)
-            within = network is not None and _within(one.destination, network)
+            within = network is not None and dp.within(ipaddress.ip_network(one.destination), network)
             by_us = one.priority == BLACKHOLE_PRIORITY or one.destination in subnets
             if within and by_us and one.protocol == wire.BOOT:
                 blackholes.append((one.destination, one.priority))
@@ -176,10 +175,6 @@ def _routes(
         if one.usual and dp.ours(route, dp.Desired(ownership), dp.Past(None)):
             found.append(route.route)
     return found, tuple(blackholes)
-
-
-def _within(destination: str, network: Network) -> bool:
-    return dp.within(ipaddress.ip_network(destination), network)
 
 
 def _looks_like_ours(link: wire.Link) -> bool:

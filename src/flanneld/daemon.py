@@ -35,7 +35,7 @@ from flanneld.rules.spec import RuleSpec
 from flanneld.schedule import Schedule
 from flanneld.subnet.change import refusals, remark
 from flanneld.subnet.config import NetworkConfig, parse_config
-from flanneld.subnet.lease import Attributes, Holding, Lease
+from flanneld.subnet.lease import Attributes, Holding, Lease, format_key
 from flanneld.subnet.manager import Overrides, Picture, SubnetManager
 from flanneld.threads import guard_threads
 from flanneld.wake import Wake
@@ -155,8 +155,7 @@ class Daemon:
         config = parse_config(self.manager.config_text())
         check_backend(config)
         if config != getattr(self, "config", None):
-            shown = " and ".join(map(str, config.networks.values()))
-            logger.info("network configuration: %s, backend %s", shown, config.backend_type)
+            logger.info("network configuration: %s, backend %s", config.name, config.backend_type)
         self.config = config
 
     def _choose_interface(self) -> None:
@@ -275,8 +274,8 @@ class Daemon:
         changed = self._follow_overrides()
         if picture.config and (before is None or picture.config != before.config):
             changed = self._reconfigure(picture.config) or changed
-        seen = next((lease for lease in picture.leases.values() if lease.subnets == self.own.subnets), None)
-        if seen is None or seen.attributes != self.own.attributes:
+        seen = picture.leases.get(self.manager.own_name or format_key(self.own.subnets))
+        if seen is None or (seen.subnets, seen.attributes) != (self.own.subnets, self.own.attributes):
             self.manager.check()
         FIGURES.set("flannel_leases", len(picture.leases))
         self.desired = self.backend.desired(self.own, picture.leases.values())
@@ -328,10 +327,10 @@ class Daemon:
                 "; ".join(reasons),
             )
             return False
-        shown = " and ".join(map(str, config.networks.values()))
-        logger.info("the network configuration was changed to %s and is taken over", shown)
-        if remark(config, self.own):
-            logger.warning("%s", remark(config, self.own))
+        logger.info("the network configuration was changed to %s and is taken over", config.name)
+        remarked = remark(config, self.own)
+        if remarked:
+            logger.warning("%s", remarked)
         self.config = config
         self.backend.follow(config, self.underlay)
         if self.guard is not None:

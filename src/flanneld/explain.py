@@ -80,15 +80,15 @@ def explain(look: Look, kernel: Lookup, address: str, *, probing: bool) -> Facts
     """Return everything about an address. `probing`: packets may be sent."""
     answer = look.state
     version = ipaddress.ip_address(address).version
-    own = next((one for one in answer.own if _within(address, one)), None)
+    own = next((one for one in answer.own if dp.contains(one, address)), None)
     if own is not None:
         return _own_pod(answer, kernel, address, own, probing=probing)
     for peer in answer.peers:
-        subnet = next((one for one in peer.subnets if _within(address, one)), None)
+        subnet = next((one for one in peer.subnets if dp.contains(one, address)), None)
         if subnet is not None:
             return _peers_pod(look, kernel, address, peer, subnet, probing=probing)
     network = answer.networks.get(version)
-    if network is not None and _within(address, network):
+    if network is not None and dp.contains(network, address):
         return _nobodys(answer, kernel, address, network)
     return _outside(answer, kernel, address, probing=probing)
 
@@ -96,7 +96,7 @@ def explain(look: Look, kernel: Lookup, address: str, *, probing: bool) -> Facts
 def _without_daemon(kernel: Lookup, address: str, subnet_file: Path) -> Facts:
     """Return what the kernel and the subnet file tell."""
     way, env = kernel.way(address), state.read_env(subnet_file)
-    own = next((one for one in env.subnets.values() if _within(address, one)), None) if env else None
+    own = next((one for one in env.subnets.values() if dp.contains(one, address)), None) if env else None
     who = f"{address} lies in {own}, the subnet of this machine by {subnet_file}" if own is not None else ""
     verdict = f"the kernel sends packets to {address} {way}" if way else f"the kernel has no route to {address}"
     return Facts(address, who, [("way", str(way) if way else "none", "")], None, verdict)
@@ -373,7 +373,3 @@ def _address(text: str) -> str:
         return canonical(text, 6 if ":" in text else 4)
     except ValueError:
         raise UsageError(f"{text!r} is not an IP address", hint) from None
-
-
-def _within(address: str, network: Network) -> bool:
-    return dp.contains(network, address)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 from flanneld.errors import UsageError
 from flanneld.flags import Flag, Parsed, parse
+from flanneld.subnet.lease import canonical
 
 ETCD_FLAGS: Tuple[Flag, ...] = (
     Flag(
@@ -280,10 +280,9 @@ def interface_options(parsed: Parsed) -> InterfaceOptions:
 
 
 def _address(flag: str, text: str, version: int) -> str:
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
-        return socket.inet_ntop(family, socket.inet_pton(family, text))
-    except (OSError, ValueError):
+        return canonical(text, version)
+    except ValueError:
         raise UsageError(f"-{flag} is {text!r}, not an IPv{version} address") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import AbstractSet, List, Optional, Sequence, Tuple
+from typing import AbstractSet, Optional, Sequence, Tuple
 
 from flanneld import dataplane as dp
 from flanneld.errors import FlanneldError
@@ -81,10 +81,6 @@ class Overlay:
             return
         self.trouble = ""
         self._repeated.clear("the overlay is as it should be again")
-
-    def drift(self, desired: dp.Desired) -> List[str]:
-        """Return in words what differs from what is wanted, without changing anything."""
-        return [str(step) for step in dp.plan(desired, self._kernel.find(desired), self._record.past)]
 
     def _repair(self, desired: dp.Desired) -> Outcome:
         outcome = Outcome()

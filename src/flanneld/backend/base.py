@@ -27,7 +27,7 @@ from typing import (
 from flanneld.dataplane import Desired, Network, Ownership, within
 from flanneld.log import logger
 from flanneld.subnet.config import NetworkConfig
-from flanneld.subnet.lease import Lease
+from flanneld.subnet.lease import Lease, overlap
 
 _Value = TypeVar("_Value")
 
@@ -159,7 +159,7 @@ class Backend(abc.ABC):
         """Return why a lease is no peer's, empty for the own one, None when it is a peer's."""
         if lease.subnets == own.subnets:
             return ""
-        if any(one.version == mine.version and one.overlaps(mine) for one in lease.subnets for mine in own.subnets):
+        if overlap(lease, own):
             return f"it overlaps the own subnet {own.name}"
         for subnet in lease.subnets:
             network = self.config.networks.get(subnet.version)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 from typing import Dict, Tuple, Type
 
 from flanneld.backend.base import Backend, Underlay
 from flanneld.errors import ConfigError, NetworkError
+from flanneld.flags import near
 from flanneld.subnet.config import NetworkConfig
 
 _BACKENDS: Dict[str, Tuple[str, str]] = {
@@ -27,8 +27,8 @@ def backend_class(kind: str) -> Type[Backend]:
     """Return the class of a backend; raises ConfigError that names those there are."""
     found = _BACKENDS.get(kind)
     if found is None:
-        near = difflib.get_close_matches(kind, _BACKENDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_BACKENDS)}"
+        likely = near(kind, _BACKENDS)
+        hint = f"did you mean {likely!r}?" if likely else f"there are {', '.join(_BACKENDS)}"
         raise ConfigError(f"there is no backend {kind!r}", hint)
     loaded: Type[Backend] = getattr(importlib.import_module(f"flanneld.backend.{found[0]}"), found[1])
     return loaded

@@ -47,6 +47,11 @@ class Answer(NamedTuple):
     headers: Mapping[str, str]
     body: bytearray
 
+    @property
+    def first_line(self) -> str:
+        """The beginning of a body that is text for people."""
+        return self.body.decode(errors="replace").strip().split("\n", 1)[0][:200]
+
 
 class UnfitError(EtcdError):
     """An endpoint answers what no member of etcd should: a proxy, or a gateway that is off. Another may be fit."""

@@ -276,11 +276,10 @@ def _error(endpoint: str, raw: Mapping[str, Any]) -> EtcdError:
 
 
 def _foreign(answer: Answer) -> EtcdError:
-    first = answer.body.decode(errors="replace").strip().split("\n", 1)[0][:200]
-    message = f"{answer.endpoint}: etcd refused: HTTP status {answer.status}: {first}"
+    message = f"{answer.endpoint}: etcd refused: HTTP status {answer.status}: {answer.first_line}"
     if answer.status >= 500:
         return EtcdUnavailableError(message)
-    if answer.status == 400 and "HTTPS server" in first:
+    if answer.status == 400 and "HTTPS server" in answer.first_line:
         return EtcdUnavailableError(f"{answer.endpoint}: it wants TLS", "use https://")
     if answer.status == 404:
         return UnfitError(message, "the v2 API is needed: etcd up to 3.5 with --enable-v2")

@@ -347,8 +347,7 @@ def judge(answer: Answer) -> Optional[EtcdError]:
         raw = json.loads(answer.body)
         text, code = str(raw.get("message") or raw.get("error")), int(raw.get("code", 0))
     except (ValueError, AttributeError, TypeError, RecursionError):
-        first = answer.body.decode(errors="replace").strip().split("\n", 1)[0][:200]
-        text, code, fit = f"HTTP status {answer.status}: {first}", 0, False
+        text, code, fit = f"HTTP status {answer.status}: {answer.first_line}", 0, False
     message = f"{answer.endpoint}: etcd refused: {text}"
     if answer.status >= 500 and code in {0, 4, _UNAVAILABLE, _DATA_LOSS}:
         return EtcdUnavailableError(message, code=code)

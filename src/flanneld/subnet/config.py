@@ -62,6 +62,11 @@ class NetworkConfig(NamedTuple):
         return {version: pool for version, pool in ((4, self.ipv4), (6, self.ipv6)) if pool is not None}
 
     @property
+    def name(self) -> str:
+        """The networks in words: 10.244.0.0/16, or 10.244.0.0/16 and fd00::/48."""
+        return " and ".join(map(str, self.networks.values()))
+
+    @property
     def networks(self) -> Mapping[int, Network]:
         """The networks by IP version."""
         return {version: pool.network for version, pool in self.pools.items()}

@@ -17,7 +17,16 @@ from flanneld.options import EtcdOptions
 from flanneld.subnet.config import Network, NetworkConfig, parse_config
 from flanneld.subnet.etcd_keep import Keeper
 from flanneld.subnet.etcd_watch import Book, Timing, Watcher
-from flanneld.subnet.lease import Attributes, Holding, Lease, choose_subnets, encode_attributes, format_key, permits
+from flanneld.subnet.lease import (
+    Attributes,
+    Holding,
+    Lease,
+    choose_subnets,
+    encode_attributes,
+    format_key,
+    overlap,
+    permits,
+)
 from flanneld.subnet.manager import SubnetManager
 from flanneld.subnet.store import CONFIG, LeaseStore, Position, Record, name_of
 
@@ -235,7 +244,7 @@ class EtcdSubnetManager(SubnetManager):
         _, found = self._store.read(build)
         mine = next((created for other, created, _ in found if other == name), 0)
         return any(
-            isinstance(one, Lease) and other != name and created < mine and _overlap(one, lease)
+            isinstance(one, Lease) and other != name and created < mine and overlap(one, lease)
             for other, created, one in found
         )
 
@@ -263,7 +272,3 @@ def store_class(api: str) -> Callable[[Cluster, str], LeaseStore]:
     from flanneld.subnet.store3 import StoreV3  # noqa: PLC0415 - as above
 
     return StoreV3
-
-
-def _overlap(one: Lease, other: Lease) -> bool:
-    return any(a.version == b.version and a.overlaps(b) for a in one.subnets for b in other.subnets)

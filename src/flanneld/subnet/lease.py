@@ -145,6 +145,11 @@ def parse_lease(key: str, value: str) -> Optional[Lease]:
     return Lease(subnets, attributes)
 
 
+def overlap(one: Lease, other: Lease) -> bool:
+    """Tell whether two leases have an address in common."""
+    return any(a.version == b.version and a.overlaps(b) for a in one.subnets for b in other.subnets)
+
+
 def permits(config: NetworkConfig, subnets: Sequence[Network]) -> bool:
     """Tell whether a lease has exactly the families of the configuration, each with a subnet that it permits."""
     by_version: Dict[int, Network] = {subnet.version: subnet for subnet in subnets}
