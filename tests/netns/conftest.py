@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parent.parent / "unit"))
 
 from flannel_lab import Lab, Machine, Network, Tools, lab, until
+from kube_api import Api
 
 from kubewright.pyz import build_flanneld
 
@@ -43,6 +44,16 @@ def flannel_lab(tmp_path_factory: pytest.TempPathFactory, tools: Tools, pyz: Pat
     with lab(tmp_path_factory.mktemp("lab"), tools, pyz) as made:
         made.configure(CONFIG)
         yield made
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    made = Api(tmp_path_factory.mktemp("api"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

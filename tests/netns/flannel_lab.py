@@ -387,7 +387,9 @@ class Lab:
         self._segments[number] = name
         run("ip", "netns", "add", name)
         run("ip", "-n", name, "link", "set", "lo", "up")
-        run("ip", "-n", name, "link", "add", "br0", "type", "bridge")
+        # A bridge without an address of its own takes one of its ports': it changes with a machine that goes, and
+        # connections to etcd stand still until the others ask for it again.
+        run("ip", "-n", name, "link", "add", "br0", "address", f"02:00:00:00:fe:{number:02x}", "type", "bridge")
         run("ip", "-n", name, "link", "set", "br0", "up")
         run("ip", "-n", name, "addr", "add", f"192.168.{number}.254/24", "dev", "br0")
         run("ip", "-n", name, "addr", "add", f"fd60:{number}::fe/64", "dev", "br0", "nodad")

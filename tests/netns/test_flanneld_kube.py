@@ -34,16 +34,6 @@ PEER = {
 Make = Callable[..., Manager]
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    made = Api(tmp_path_factory.mktemp("api"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def make(api: Api, tmp_path: Path) -> Iterator[Make]:
     """Starts managers; what they are given beyond the node's name is that of kube_driver.py."""

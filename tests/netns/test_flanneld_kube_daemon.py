@@ -48,16 +48,6 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    made = Api(tmp_path_factory.mktemp("api"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
 def machines(flannel_lab: Lab, api: Api, tmp_path: Path) -> Iterator[list[Machine]]:
     """Three machines, each a node, whose daemons are not started yet."""

@@ -92,7 +92,7 @@ class Net:
 
     def open(self, count: int) -> None:
         run("ip", "netns", "add", self.switch)
-        run("ip", "-n", self.switch, "link", "add", "br0", "type", "bridge")
+        run("ip", "-n", self.switch, "link", "add", "br0", "address", "02:00:00:00:fe:01", "type", "bridge")
         run("ip", "-n", self.switch, "link", "set", "br0", "up")
         for number in range(1, count + 1):
             self.machines.append(Machine(self, number))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kubewright.lab.model import LABS, LabSpec, lab_spec
+from kubewright.lab.model import BRIDGE, LABS, LabSpec, lab_spec
 
 ADDRESSES = {"one": "10.99.7.10", "two": "10.99.7.11"}
 SHARED = ("kernel", "vm", "fs", "dev", "user")
@@ -173,6 +173,20 @@ def test_cut_and_connect(spec: LabSpec) -> None:
     inside(spec, "one", ping, status=1)
     lab(spec, "connect", "two")
     inside(spec, "one", ping)
+
+
+def test_the_bridge_keeps_its_address_when_machines_go(spec: LabSpec) -> None:
+    def address() -> str:
+        shown = subprocess.run(
+            ["ip", "-j", "-n", spec.namespace, "link", "show", BRIDGE], capture_output=True, text=True, check=True
+        )
+        return str(json.loads(shown.stdout)[0]["address"])
+
+    before = address()
+    for machine in ("one", "two"):
+        lab(spec, "cut", machine)
+        assert address() == before
+        lab(spec, "connect", machine)
 
 
 def test_keys_that_were_lost_are_made_anew(spec: LabSpec) -> None:

@@ -118,7 +118,7 @@ def nodes(count: int, tools: Tools, directory: Path) -> Iterator[list[Node]]:
     made: list[Node] = []
     run("ip", "netns", "add", switch)
     try:
-        run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
+        run("ip", "-n", switch, "link", "add", "br0", "address", "02:00:00:00:fe:01", "type", "bridge")
         run("ip", "-n", switch, "link", "set", "br0", "up")
         made.extend(Node(name, switch, number, tools, directory) for number in range(1, count + 1))
         yield made

@@ -26,7 +26,10 @@ def ensure_network(spec: LabSpec) -> bool:
     if succeeds([*link, "show", BRIDGE]):
         _refuse_another_network(spec)
     else:
-        run([*link, "add", BRIDGE, "type", "bridge", "stp_state", "0", "forward_delay", "0"])
+        # With an address of its own: else it takes that of a machine's wire, and loses it when the machine goes. Who
+        # still knows the old one then talks to nobody for half a minute.
+        mac = "02:00:" + ":".join(f"{byte:02x}" for byte in spec.gateway.ip.packed)
+        run([*link, "add", BRIDGE, "address", mac, "type", "bridge", "stp_state", "0", "forward_delay", "0"])
         changed = True
     # A machine that is cut off must not hear an answer for the bridge's address on its own end of the wire. Frames
     # between machines are switched, not filtered. As a router, the bridge answers "unreachable" for the rest of the
