@@ -18,6 +18,7 @@ from flanneld.errors import ConfigError, FlanneldError, NetworkError, UsageError
 from flanneld.firewall import rules
 from flanneld.flags import Flag, Parsed, parse, usage
 from flanneld.net import interfaces, trial
+from flanneld.net.holders import holders
 from flanneld.net.kernel import Kernel
 from flanneld.options import InterfaceOptions, file_name, interface_options
 from flanneld.peercheck import peers
@@ -283,9 +284,9 @@ def _ports(kernel: Kernel, port: int, running: Optional[state.State], backend: s
     if not port:
         return []
     what = f"UDP {port}"
-    holders = trial.holders(port)
+    there = holders(port)
     tunnels = [one.name for one in kernel.links() if one.found.kind == "vxlan" and one.found.port == port]
-    processes = [one for one in holders if one.pid and not _is_ours(one.pid, running)]
+    processes = [one for one in there if one.pid and not _is_ours(one.pid, running)]
     if processes:
         seen = f"held by {', '.join(map(str, processes))}"
         return [Finding(FAILED, what, seen, "stop it, or set Backend.Port to another on all machines")]
@@ -296,9 +297,7 @@ def _ports(kernel: Kernel, port: int, running: Optional[state.State], backend: s
         ]
     if backend == "udp" and tunnels:
         return [Finding(FAILED, what, f"held by {', '.join(tunnels)}", "set Backend.Port to another on all machines")]
-    return [
-        Finding(OK, what, f"held by {', '.join(tunnels)}" if tunnels else "held by flanneld" if holders else "free")
-    ]
+    return [Finding(OK, what, f"held by {', '.join(tunnels)}" if tunnels else "held by flanneld" if there else "free")]
 
 
 def _is_ours(pid: int, running: Optional[state.State]) -> bool:

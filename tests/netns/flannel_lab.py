@@ -273,11 +273,14 @@ class Machine:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, (self.directory / "log").open("ab") as log:
             notified.bind(str(path))
-            env = {**self.lab.tools.env, **self.environ, "NOTIFY_SOCKET": str(path)}
+            env = {**self.lab.tools.env, **self.environ, "NOTIFY_SOCKET": str(path), "PYTHONFAULTHANDLER": "1"}
             started = time.monotonic()
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
             while wait:
                 left = started + 15 - time.monotonic()
+                if left <= 0:
+                    self.process.send_signal(signal.SIGABRT)  # has Python tell where each thread is
+                    self.process.wait(10)
                 assert left > 0, f"not ready:\n{self.log}"
                 assert self.process.poll() is None, f"ended:\n{self.log}"
                 notified.settimeout(min(left, 1.0))

@@ -477,7 +477,7 @@ def test_a_taken_port_names_its_owner(pair: list[Node]) -> None:
         assert taker.stdout.readline() == "bound\n"
         said = node.start()
         assert "UDP port 8285 of 192.168.77.1 cannot be used: Address already in use" in said
-        assert f"process {taker.pid} (" in said
+        assert f"(pid {taker.pid}) has it: stop it" in said
     finally:
         taker.kill()
         taker.wait()

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flanneld.errors import RulesError
+from flanneld.net import wire
 from flanneld.rules import nftables, saved
 from flanneld.rules.bridge import check_bridge_netfilter, remark_bridge_netfilter
 from flanneld.rules.command import KernelLacksError, explain, run
 from flanneld.rules.iptables import parse_version
-from flanneld.rules.kernel_state import _attributes
 from flanneld.rules.saved import parse_line, parse_save, render, to_nothing, to_wanted
 from flanneld.rules.spec import FORWARD, MARKED, MASQUERADE, Rule, RuleSpec, masquerade_rules, wanted_rules
 
@@ -460,5 +460,5 @@ def test_whatever_nft_prints_ends_in_an_error_of_ours_at_most(value: Any) -> Non
 
 @given(st.binary(max_size=64))
 def test_attributes_of_the_kernel_are_read_to_their_end(data: bytes) -> None:
-    _attributes(data)
-    assert _attributes(struct.pack("=HH", 8, 1) + b"abcd" + data[:3])[1] == b"abcd"
+    wire.attributes(data)
+    assert wire.attributes(struct.pack("=HH", 8, 1) + b"abcd" + data[:3])[1] == b"abcd"

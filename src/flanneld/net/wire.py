@@ -137,20 +137,25 @@ def version_of(address: str) -> int:
     return 6 if ":" in address else 4
 
 
-def _attribute(kind: int, content: bytes) -> bytes:
+def attribute(kind: int, content: bytes) -> bytes:
+    """Return an attribute, padded for the next one."""
     return _ATTRIBUTE.pack(4 + len(content), kind) + content + b"\0" * (-len(content) % 4)
 
 
-def _attributes(body: bytes, offset: int) -> Dict[int, bytes]:
-    found: Dict[int, bytes] = {}
+def listed(body: bytes, offset: int = 0) -> Iterator[Tuple[int, bytes]]:
+    """Yield kind and content of the attributes from `offset` on; what is cut off is left out."""
     end = len(body)
     while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(body, offset)
         if length < 4:
-            break
-        found[kind & 0x3FFF] = body[offset + 4 : offset + length]
+            return
+        yield kind & 0x3FFF, body[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return found
+
+
+def attributes(body: bytes, offset: int = 0) -> Dict[int, bytes]:
+    """Return the attributes by kind; of several of one kind the last."""
+    return dict(listed(body, offset))
 
 
 def _packed(address: str) -> bytes:
@@ -183,10 +188,10 @@ def link_query() -> bytes:
 def parse_link(message: Message) -> Link:
     """Decode an interface."""
     _family, _type, index, flags, _change = _LINK.unpack_from(message.body)
-    found = _attributes(message.body, 16)
-    info = _attributes(found.get(18, b""), 0)
+    found = attributes(message.body, 16)
+    info = attributes(found.get(18, b""), 0)
     kind = info.get(1, b"").rstrip(b"\0").decode(errors="replace")
-    data = _attributes(info.get(2, b""), 0) if kind == "vxlan" else {}
+    data = attributes(info.get(2, b""), 0) if kind == "vxlan" else {}
     port = data.get(15, b"")
     device = dp.FoundDevice(
         index,
@@ -208,23 +213,23 @@ def parse_link(message: Message) -> Link:
 
 def create_link(device: dp.Vxlan, parent: int) -> bytes:
     """Return the body that makes a vxlan device over the interface `parent`."""
-    data = _attribute(1, _NUMBER.pack(device.vni)) + _attribute(3, _NUMBER.pack(parent))
-    data += _attribute(4 if version_of(device.local) == 4 else 17, _packed(device.local))
-    data += _attribute(7, bytes([device.learning])) + _attribute(15, device.port.to_bytes(2, "big"))
+    data = attribute(1, _NUMBER.pack(device.vni)) + attribute(3, _NUMBER.pack(parent))
+    data += attribute(4 if version_of(device.local) == 4 else 17, _packed(device.local))
+    data += attribute(7, bytes([device.learning])) + attribute(15, device.port.to_bytes(2, "big"))
     if device.gbp:
-        data += _attribute(23, b"")
-    info = _attribute(1, b"vxlan\0") + _attribute(2 | _NESTED, data)
-    body = _LINK.pack(0, 0, 0, 0, 0) + _attribute(3, device.name.encode() + b"\0")
-    body += _attribute(1, _octets(device.mac)) + _attribute(4, _NUMBER.pack(device.mtu))
-    return body + _attribute(18 | _NESTED, info)
+        data += attribute(23, b"")
+    info = attribute(1, b"vxlan\0") + attribute(2 | _NESTED, data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + attribute(3, device.name.encode() + b"\0")
+    body += attribute(1, _octets(device.mac)) + attribute(4, _NUMBER.pack(device.mtu))
+    return body + attribute(18 | _NESTED, info)
 
 
 def set_link(index: int, device: dp.Device) -> bytes:
     """Return the body that gives an interface MAC and MTU and brings it up."""
     body = _LINK.pack(0, 0, index, UP, UP)
     if isinstance(device, dp.Vxlan):
-        body += _attribute(1, _octets(device.mac))
-    return body + _attribute(4, _NUMBER.pack(device.mtu))
+        body += attribute(1, _octets(device.mac))
+    return body + attribute(4, _NUMBER.pack(device.mtu))
 
 
 def delete_link(index: int) -> bytes:
@@ -240,7 +245,7 @@ def address_query() -> bytes:
 def parse_address(message: Message) -> Optional[Address]:
     """Decode an address, None when it is of neither IP version."""
     family, length, flags, scope, index = _ADDRESS.unpack_from(message.body)
-    found = _attributes(message.body, 8)
+    found = attributes(message.body, 8)
     text = _text(found.get(2) or found.get(1))
     if family not in _VERSIONS or not text:
         return None
@@ -254,21 +259,19 @@ def address(prefix: str, index: int) -> bytes:
     # Nobody else can have an IPv6 address that was leased: waiting for that would delay the first packets.
     flags = NODAD if version == 6 else 0
     packed = _packed(text)
-    return (
-        _ADDRESS.pack(_FAMILIES[version], int(length), flags, 0, index) + _attribute(2, packed) + _attribute(1, packed)
-    )
+    return _ADDRESS.pack(_FAMILIES[version], int(length), flags, 0, index) + attribute(2, packed) + attribute(1, packed)
 
 
 def route_query(version: int, oif: int = 0) -> bytes:
     """Return the body that asks for the routes of the main table, all or those through one interface."""
-    body = _ROUTE.pack(_FAMILIES[version], 0, 0, 0, MAIN, 0, 0, 0, 0) + _attribute(15, _NUMBER.pack(MAIN))
-    return body + _attribute(4, _NUMBER.pack(oif)) if oif else body
+    body = _ROUTE.pack(_FAMILIES[version], 0, 0, 0, MAIN, 0, 0, 0, 0) + attribute(15, _NUMBER.pack(MAIN))
+    return body + attribute(4, _NUMBER.pack(oif)) if oif else body
 
 
 def route_get(target: str) -> bytes:
     """Return the body that asks which route leads to an address."""
     version = version_of(target)
-    return _ROUTE.pack(_FAMILIES[version], 32 if version == 4 else 128, 0, 0, 0, 0, 0, 0, 0) + _attribute(
+    return _ROUTE.pack(_FAMILIES[version], 32 if version == 4 else 128, 0, 0, 0, 0, 0, 0, 0) + attribute(
         1, _packed(target)
     )
 
@@ -278,7 +281,7 @@ def parse_route(message: Message) -> Optional[RouteEntry]:
     family, length, _, _, table, protocol, _scope, kind, flags = _ROUTE.unpack_from(message.body)
     if family not in _VERSIONS or table != MAIN:
         return None
-    found = _attributes(message.body, 12)
+    found = attributes(message.body, 12)
     version = _VERSIONS[family]
     first = _text(found.get(1)) or ("0.0.0.0" if version == 4 else "::")  # noqa: S104 - the default route
     return RouteEntry(
@@ -300,29 +303,29 @@ def route(wanted: dp.Route, index: int) -> bytes:
     version = version_of(first)
     body = _ROUTE.pack(_FAMILIES[version], int(length), 0, 0, MAIN, BOOT, 0, UNICAST, flags)
     # Without a metric one of any metric would be removed.
-    body += _attribute(1, _packed(first)) + _attribute(4, _NUMBER.pack(index))
-    body += _attribute(6, _NUMBER.pack(_METRICS[version]))
-    return body + _attribute(5, _packed(wanted.gateway)) if wanted.gateway else body
+    body += attribute(1, _packed(first)) + attribute(4, _NUMBER.pack(index))
+    body += attribute(6, _NUMBER.pack(_METRICS[version]))
+    return body + attribute(5, _packed(wanted.gateway)) if wanted.gateway else body
 
 
 def blackhole(destination: str, priority: int) -> bytes:
     """Return the body that sets or removes a route which drops packets."""
     first, _, length = destination.partition("/")
     body = _ROUTE.pack(_FAMILIES[version_of(first)], int(length), 0, 0, MAIN, BOOT, 0, BLACKHOLE, 0)
-    return body + _attribute(1, _packed(first)) + _attribute(6, _NUMBER.pack(priority))
+    return body + attribute(1, _packed(first)) + attribute(6, _NUMBER.pack(priority))
 
 
 def neighbour_query(family: int, index: int) -> bytes:
     """Return the body that asks for the neighbours of an interface, or its forwarding entries (AF_BRIDGE)."""
     if family == AF_BRIDGE:
         return _NEIGHBOUR.pack(family, index, 0, 0, 0)
-    return _NEIGHBOUR.pack(family, 0, 0, 0, 0) + _attribute(8, _NUMBER.pack(index))
+    return _NEIGHBOUR.pack(family, 0, 0, 0, 0) + attribute(8, _NUMBER.pack(index))
 
 
 def parse_neighbour(message: Message) -> Neighbour:
     """Decode a neighbour or a forwarding entry; its address is empty where it has none."""
     family, index, state, flags, _type = _NEIGHBOUR.unpack_from(message.body)
-    found = _attributes(message.body, 12)
+    found = attributes(message.body, 12)
     return Neighbour(
         family, index, _text(found.get(1)), _mac(found.get(2)), bool(state & PERMANENT), bool(flags & SELF)
     )
@@ -331,13 +334,13 @@ def parse_neighbour(message: Message) -> Neighbour:
 def neighbour(target: str, mac: str, index: int) -> bytes:
     """Return the body that sets or removes a permanent neighbour."""
     body = _NEIGHBOUR.pack(_FAMILIES[version_of(target)], index, PERMANENT, 0, 0)
-    return body + _attribute(1, _packed(target)) + _attribute(2, _octets(mac))
+    return body + attribute(1, _packed(target)) + attribute(2, _octets(mac))
 
 
 def forwarding(mac: str, machine: str, index: int) -> bytes:
     """Return the body that sets or removes a forwarding entry."""
     body = _NEIGHBOUR.pack(AF_BRIDGE, index, PERMANENT, SELF, 0)
-    return body + _attribute(1, _packed(machine)) + _attribute(2, _octets(mac))
+    return body + attribute(1, _packed(machine)) + attribute(2, _octets(mac))
 
 
 def entry(step: dp.Entry, index: int) -> Tuple[int, int, bytes]:
@@ -380,7 +383,7 @@ def rule_query(version: int) -> bytes:
 def parse_rule(message: Message) -> Rule:
     """Decode a rule (linux/fib_rules.h); `destination` is empty where it is for all."""
     _, length, source, _, table, _, _, action, flags = _ROUTE.unpack_from(message.body)
-    found = _attributes(message.body, 12)
+    found = attributes(message.body, 12)
     incoming = found.get(3, b"").rstrip(b"\0")
     unmarked = not source and incoming in {b"", b"lo"} and not _integer(found.get(10)) and not found.get(17)
     destination = f"{_text(found.get(1))}/{length}" if length else ""

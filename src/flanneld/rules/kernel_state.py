@@ -13,7 +13,9 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Dict, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Hashable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from flanneld.net import wire
 
 if TYPE_CHECKING:
     import ctypes
@@ -36,11 +38,7 @@ _SUBSYSTEM = 10 << 8
 _GETTABLE, _GETCHAIN, _NEWRULE, _GETRULE, _GETGEN = 1, 4, 6, 7, 16
 _CHANGING = {b"counter\0", b"quota\0", b"last\0"}
 """Expressions whose data every packet changes."""
-_NLMSG_ERROR, _NLMSG_DONE, _DUMP_INTERRUPTED = 2, 3, 0x10
-_REQUEST, _DUMP = 1, 0x300
 _FAMILY = {4: 2, 6: 10}
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _ANSWERS = 100_000  # of one dump; more is a loop
 _SECONDS = 2.0
 
@@ -78,7 +76,7 @@ class NftablesState:
 
     def _ask_generation(self) -> int:
         for _, payload in self._request(_GETGEN, 0, b"", 0):
-            return int.from_bytes(_attributes(payload).get(1, b""), "big")
+            return int.from_bytes(wire.attributes(payload).get(1, b""), "big")
         return -1
 
     def _chain(self, one: Watched) -> bytes:
@@ -87,11 +85,11 @@ class NftablesState:
         if not one.parent:
             # A base chain of the daemon's own: its hook, policy and type.
             for _, payload in self._request(_GETCHAIN, family, _text(1, one.table) + _text(3, one.chain), 0):
-                fields = _attributes(payload)
+                fields = wire.attributes(payload)
                 digest.update(repr([fields.get(kind) for kind in (4, 5, 7)]).encode())
         for chain in filter(None, (one.chain, one.parent)):
             digest.update(chain.encode())
-            for kind, payload in self._request(_GETRULE, family, _text(1, one.table) + _text(2, chain), _DUMP):
+            for kind, payload in self._request(_GETRULE, family, _text(1, one.table) + _text(2, chain), wire.DUMP):
                 if kind == _SUBSYSTEM | _NEWRULE:
                     digest.update(repr(_rule(payload)).encode())
                 else:
@@ -104,55 +102,37 @@ class NftablesState:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
             self._socket.settimeout(_SECONDS)
         body = struct.pack("=BBH", family, 0, 0) + attributes
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), _SUBSYSTEM | message, _REQUEST | flags, 0, 0) + body)
+        self._socket.send(wire.frame(_SUBSYSTEM | message, wire.REQUEST | flags, 0, body))
         seen = 0
         answers: List[Tuple[int, bytes]] = []
         while seen < _ANSWERS:
-            data = self._socket.recv(1 << 16)
-            at = 0
-            while at + _HEADER.size <= len(data):
-                length, kind, answer_flags, _, _ = _HEADER.unpack_from(data, at)
-                payload = data[at + _HEADER.size : at + length]
-                at += max(length + 3 & ~3, _HEADER.size)
+            for answer in wire.messages(self._socket.recv(1 << 16)):
                 seen += 1
-                if answer_flags & _DUMP_INTERRUPTED:
+                if answer.flags & wire.INTERRUPTED:
                     answers.append((0, b""))
-                if kind == _NLMSG_ERROR:
-                    number = -int(struct.unpack_from("=i", payload)[0])
-                    if number == 2:  # ENOENT: no such table or chain
+                if answer.kind == wire.ERROR:
+                    number = wire.error_code(answer)
+                    if number == errno.ENOENT:  # no such table or chain
                         return iter(())
                     raise OSError(number, "netfilter")
-                if kind == _NLMSG_DONE:
+                if answer.kind == wire.DONE:
                     return iter(answers)
-                answers.append((kind, payload[4:]))
-                if not flags & _DUMP:
+                answers.append((answer.kind, answer.body[4:]))
+                if not flags & wire.DUMP:
                     return iter(answers)
         raise OSError("an endless dump")
 
 
 def _text(kind: int, text: str) -> bytes:
-    value = text.encode() + b"\0"
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _attributes(data: bytes) -> Dict[int, bytes]:
-    return dict(_listed(data))
-
-
-def _listed(data: bytes) -> Iterator[Tuple[int, bytes]]:
-    at = 0
-    while at + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, at)
-        yield kind & 0x3FFF, data[at + _ATTRIBUTE.size : at + length]
-        at += max(length + 3 & ~3, _ATTRIBUTE.size)
+    return wire.attribute(kind, text.encode() + b"\0")
 
 
 def _rule(payload: bytes) -> List[Tuple[bytes, bytes]]:
     """Return a rule's expressions as (name, data), and its comment. Its number is no help: a replaced rule keeps it."""
-    fields = _attributes(payload)
+    fields = wire.attributes(payload)
     found = [(b"", fields.get(7, b""))]
-    for _, item in _listed(fields.get(4, b"")):
-        expression = _attributes(item)
+    for _, item in wire.listed(fields.get(4, b"")):
+        expression = wire.attributes(item)
         name = expression.get(1, b"")
         found.append((name, b"" if name in _CHANGING else expression.get(2, b"")))
     return found

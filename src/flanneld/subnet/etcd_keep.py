@@ -201,24 +201,23 @@ class Keeper(threading.Thread):
         self._wrote(fresh, written, started)
 
     def _announce(self) -> None:
-        lease = self._holding.lease._replace(attributes=self._wanted)
-        started = time.monotonic()
-        written = self._store.announce(lease, encode_attributes(self._wanted), self._timing.ttl)
-        if written is None:
-            self.poke()
-            return
-        self._wrote(lease, written, started)
+        self._write(self._holding.lease._replace(attributes=self._wanted), self._store.announce)
 
     def _renew(self) -> None:
         lease = self._holding.lease
+        if self._write(lease, self._store.replace):
+            FIGURES.add("flannel_lease_renewals_total")
+            logger.info("lease %s renewed", lease.name)
+
+    def _write(self, lease: Lease, write: Callable[[Lease, str, int], Optional[Written]]) -> bool:
+        """Write the own key; where it was changed meanwhile it is looked at first."""
         started = time.monotonic()
-        written = self._store.replace(lease, encode_attributes(lease.attributes), self._timing.ttl)
+        written = write(lease, encode_attributes(lease.attributes), self._timing.ttl)
         if written is None:
             self.poke()
-            return
+            return False
         self._wrote(lease, written, started)
-        FIGURES.add("flannel_lease_renewals_total")
-        logger.info("lease %s renewed", lease.name)
+        return True
 
     def _wrote(self, lease: Lease, written: Written, started: float) -> None:
         expires = self._holding.expires
