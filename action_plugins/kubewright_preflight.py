@@ -111,7 +111,7 @@ class ActionModule(ActionBase):
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
         for name in unreachable:
-            Display().warning(f"{name} cannot be reached: the run goes on without it (preflight_unreachable)")
+            Display().warning(f"{name}: the run goes on without it (preflight_unreachable)")
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
@@ -164,7 +164,8 @@ class ActionModule(ActionBase):
             if reply.get("facts"):
                 facts[name] = reply["facts"]
             else:
-                unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
+                how = "reached" if reply.get("unreachable") else "asked"
+                unreachable[name] = f"cannot be {how}: {' '.join(str(reply.get('msg') or reply).split())[:300]}"
         return facts, unreachable
 
     def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:

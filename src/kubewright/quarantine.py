@@ -19,7 +19,7 @@ def problems(
 ) -> list[str]:
     """Why the run must not go on without the machines that cannot be reached, and which these are; empty when it may.
 
-    `facts`: of the machines that answered. `unreachable`: machine -> reason. Machines outside of --limit are in
+    `facts`: of the machines that answered. `unreachable`: machine -> how it did not. Machines outside of --limit are in
     neither, and nothing is said of them. `mode`: preflight_unreachable.
     """
     if not unreachable:
@@ -32,7 +32,7 @@ def problems(
 
 def reasons(unreachable: Mapping[str, str]) -> list[str]:
     """One line for each machine."""
-    return [f"{name}: cannot be reached: {reason}" for name, reason in unreachable.items()]
+    return [f"{name}: {reason}" for name, reason in unreachable.items()]
 
 
 def _unsafe(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ BARE: dict[str, Any] = {"components": []}
 
 
 def problems(facts: dict[str, Any], lost: list[str], mode: str = "quarantine") -> str:
-    return "\n".join(quarantine.problems(build(), facts, dict.fromkeys(lost, "timed out"), mode))
+    return "\n".join(quarantine.problems(build(), facts, dict.fromkeys(lost, "cannot be reached: timed out"), mode))
 
 
 def test_a_living_cluster_goes_on_without_a_machine() -> None:
