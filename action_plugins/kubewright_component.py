@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ansible import constants
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 
-from kubewright import components, explain
+from kubewright import components, explain, quarantine
 from kubewright.errors import UserError
 from kubewright.turnstile import Turnstile
 
@@ -39,6 +39,8 @@ class ActionModule(ActionBase):
                 return result
         except UserError as error:
             return {"failed": True, "msg": str(error)}
+        except AnsibleConnectionFailure as error:
+            return {"unreachable": True, "msg": quarantine.said(error.message)}
 
     def _render(self, name: str) -> str:
         role_path = self._vars.get("role_path")

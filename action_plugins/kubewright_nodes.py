@@ -26,7 +26,10 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return which CSRs were approved; fail with the nodes that are missing and the CSRs that were refused."""
+        """Return which CSRs were approved, and the machines (`late`) whose kubelets did not answer.
+
+        Fails when none of them did, and with CSRs that do not match the inventory.
+        """
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         wanted = {str(node["node_name"]): node for node in self._task.args["nodes"]}
@@ -89,10 +92,15 @@ class ActionModule(ActionBase):
             if not absent and (not mute or bad):
                 return self._conclude(required, listed["body"]["items"], approved, bad)
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"no answer of the kubelet to the API server within {timeout:.0f} s: {', '.join(absent or mute)}",
-                    "look at journalctl -u kubelet there, and at kubectl get csr",
-                )
+                late = sorted({*absent, *mute})
+                text = f"no answer of the kubelet to the API server within {timeout:.0f} s"
+                hint = "look at journalctl -u kubelet there, and at kubectl get csr"
+                if len(late) == len(required):
+                    raise UserError(f"{text}: {', '.join(late)}", hint)
+                # The others go on without them.
+                there = {name: node for name, node in required.items() if name not in late}
+                done = self._conclude(there, listed["body"]["items"], approved, bad)
+                return {**done, "late": {required[name]["name"]: f"{text}\n  {hint}" for name in late}}
             time.sleep(_POLL_SECONDS)
 
     def _approve(self, csrs: list[dict[str, Any]]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from kubepki import spec
 from kubepki.errors import SpecError
-from kubewright import certificates, custody, podnetwork, preflight, stages, topology, variables
+from kubewright import certificates, custody, podnetwork, preflight, quarantine, runlock, stages, topology, variables
 from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
+# What the tasks before this one registered.
+_ANSWERS = ("preflight_machine", "preflight_lock_places")
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
 
 
@@ -67,6 +71,7 @@ class ActionModule(ActionBase):
         return sorted(names, key=lambda name: order[name])
 
     def _check(self) -> dict[str, Any]:
+        self._refuse_other_runs()
         hostvars = self._vars["hostvars"]
         names = self._hosts()
         if not names:
@@ -92,7 +97,7 @@ class ActionModule(ActionBase):
             float(own["preflight_max_clock_skew"]),
             [preflight.Room(**room) for room in self._task.args["rooms"]],
         )
-        problems += preflight.machines_problems(facts, unreachable, limits, cluster)
+        problems += preflight.machines_problems(facts, limits, cluster)
         run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
         problems += self._custody_problems(facts, run)
         if cluster:
@@ -100,13 +105,37 @@ class ActionModule(ActionBase):
             problems += preflight.cluster_problems(cluster, facts)
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
+            problems = quarantine.reasons(unreachable) + problems
+        else:
+            problems = quarantine.problems(cluster, facts, unreachable, str(own["preflight_unreachable"]))
+        if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
+        for name in unreachable:
+            Display().warning(f"{name}: the run goes on without it (preflight_unreachable)")
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
-        return {"changed": False, "ansible_facts": {"cluster": known}}
+        runs = int(self._templar.template(self._vars["preflight_journal_runs"]))
+        return {"changed": False, "ansible_facts": {"cluster": known}, "journal_runs": runs}
+
+    def _refuse_other_runs(self) -> None:
+        run, now = runlock.current, time.time()
+        if run and run.holder is not None:
+            raise UserError(*runlock.refused_here(run.holder, now))
+        members, hostvars = self._vars["groups"].get("etcd", []), self._vars["hostvars"]
+        asked = {name: hostvars[name].get("preflight_machine") or {} for name in members}
+        places = (self._vars.get("preflight_lock_places") or {}).get("results", [])
+        asked |= {place["item"]: place for place in places}
+        locks = {name: reply["lock"] for name, reply in asked.items() if reply.get("lock")}
+        held = {name: lock["holder"] for name, lock in locks.items() if lock["holder"]}
+        if held and self._task.check_mode:
+            Display().warning(" ".join(runlock.refused_there(held, now)[:1]) + "; it may change what is shown here")
+        elif held:
+            raise UserError(*runlock.refused_there(held, now))
+        for text in runlock.taken_over(locks, now):
+            Display().warning(text)
 
     def _custody_problems(self, facts: dict[str, Any], run: set[str]) -> list[str]:
         inventory = Path(str(self._vars["inventory_dir"]))
@@ -135,7 +164,8 @@ class ActionModule(ActionBase):
             if reply.get("facts"):
                 facts[name] = reply["facts"]
             else:
-                unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
+                how = "reached" if reply.get("unreachable") else "asked"
+                unreachable[name] = f"cannot be {how}: {' '.join(str(reply.get('msg') or reply).split())[:300]}"
         return facts, unreachable
 
     def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:
@@ -159,7 +189,7 @@ class ActionModule(ActionBase):
                         values[name][key] = self._vars["hostvars"][name][key]
                     except AnsibleError as error:
                         wrong.append(f"{name}: {key} cannot be computed: {error}")
-        misspelt = variables.misspelt(used, [*specs, "preflight_machine"], [f"{name}_" for name in by_role])
+        misspelt = variables.misspelt(used, [*specs, *_ANSWERS], [f"{name}_" for name in by_role])
         wrong += variables.wrong(values, specs)
         shared = {**by_role[role.name], **{name: by_role["flannel"][name] for name in podnetwork.SHARED}}
         return misspelt + wrong + variables.differing(values, shared), bool(wrong), values

@@ -58,10 +58,12 @@ class ActionModule(ActionBase):
         self._module("kubewright_objects", **self._cluster["api_access"], objects=json.dumps(objects))
         machines = self._cluster["machines"].values()
         nodes = {m["node_name"]: m["name"] for m in machines if m["is_node"]}
-        # Machines that --limit leaves out take part when they are up, and are not waited for when they are not.
+        # Machines that --limit leaves out take part when they are up, and are not waited for when they are not. Those
+        # that this run has lost do not: the API calls a machine ready for a while after it is gone.
         up = {item["metadata"]["name"] for item in self._get("/api/v1/nodes")["items"] if _ready(item)}
         here = set(self._vars["ansible_play_hosts"])
-        nodes = {node: name for node, name in nodes.items() if name in here or node in up}
+        lost = set(self._vars["ansible_play_hosts_all"]) - here
+        nodes = {node: name for node, name in nodes.items() if name in here or (node in up and name not in lost)}
         deadline = time.monotonic() + float(self._task.args["timeout"])
         while True:
             items = self._get(f"/api/v1/namespaces/{self._namespace}/pods").get("items", [])

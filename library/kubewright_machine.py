@@ -26,6 +26,20 @@ options:
     type: list
     elements: path
     default: []
+  lock:
+    description:
+      - The run that takes the cluster's lock, with C(id), C(who), C(pid), C(since), C(command), C(controller).
+      - In a task it is true or false; the action plugin knows the run.
+    type: dict
+    default: {}
+  break_lock:
+    description: Name of a run whose lock is not respected.
+    type: str
+    default: ""
+  look:
+    description: Tell who holds the cluster's lock.
+    type: bool
+    default: false
 author: kubewright
 """
 
@@ -41,10 +55,14 @@ facts:
   description: The facts.
   type: dict
   returned: success
+lock:
+  description: Who holds the cluster's lock, whether it was taken now, and from whom.
+  type: dict
+  returned: when asked for
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.kubewright.machine import facts
+from ansible.module_utils.kubewright.machine import facts, lock
 
 
 def main() -> None:
@@ -54,13 +72,25 @@ def main() -> None:
             "disks": {"type": "list", "elements": "str", "default": []},
             "etcd_data": {"type": "path", "default": "/var/lib/etcd"},
             "cas": {"type": "list", "elements": "path", "default": []},
+            "lock": {"type": "dict", "default": {}},
+            "break_lock": {"type": "str", "default": ""},
+            "look": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     asked = module.params
-    module.exit_json(
-        changed=False, facts=facts.collect(asked["ports"], asked["disks"], asked["etcd_data"], asked["cas"])
-    )
+    found = {"facts": facts.collect(asked["ports"], asked["disks"], asked["etcd_data"], asked["cas"])}
+    try:
+        if asked["lock"]:
+            found["lock"] = lock.take(asked["lock"], asked["break_lock"])
+        elif asked["look"]:
+            found["lock"] = lock.look()
+    except OSError as error:
+        module.fail_json(
+            msg=f"the lock of this run cannot be taken: {error.filename}: {error.strerror}; "
+            "who logs in there must be root, or set ansible_become: true"
+        )
+    module.exit_json(changed=False, **found)
 
 
 if __name__ == "__main__":

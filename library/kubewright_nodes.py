@@ -33,4 +33,8 @@ approved:
   type: list
   elements: str
   returned: success
+late:
+  description: Machine -> why it is not there, of those whose kubelets did not answer in time while others did.
+  type: dict
+  returned: when there are such
 """

@@ -23,7 +23,13 @@ def main() -> int:
     parser.add_argument("command", nargs="+")
     wanted = parser.parse_args()
     process = subprocess.Popen(
-        wanted.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        wanted.command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Else its lines arrive by thousands of characters, long after the play has begun.
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     done = False
     for line in process.stdout or ():

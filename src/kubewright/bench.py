@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from kubewright import matrix
+from kubewright import journal, matrix
 
 _BEGIN, _END = "<!-- figures: make bench -->", "<!-- end of figures -->"
 _UNITS = (
@@ -48,7 +48,7 @@ _SHOWN_TASKS = 8
 
 @dataclass(frozen=True)
 class Round:
-    """One first run and one re-run on `workers` workers: run.json of both, units restarted, pings lost of sent.
+    """One first run and one re-run on `workers` workers: both from the journal, units restarted, pings lost of sent.
 
     `up`: seconds of `lab up` from the cached image until every machine answered SSH.
     """
@@ -162,7 +162,9 @@ class Bench:
 
     def _site(self) -> dict[str, Any]:
         self._run(str(Path(sys.executable).with_name("ansible-playbook")), "site.yml", "-i", str(self._inventory))
-        result: dict[str, Any] = json.loads((self._root / "build" / "run.json").read_text())
+        result = journal.last_of(journal.directory(self._inventory), "site.yml")
+        if not result:
+            raise RuntimeError(f"the run of site.yml is not in the journal of {self._inventory}")
         return result
 
     def _invocations(self, machines: Sequence[str]) -> dict[str, str]:
@@ -188,7 +190,7 @@ class Bench:
         return pods["node01"]["metadata"]["name"], pods["node02"]["status"]["podIP"]
 
     def _site_while_pinging(self, source: str, target: str) -> tuple[dict[str, Any], str]:
-        """run.json of a run and the output of a ping from the pod `source` meanwhile."""
+        """The journal of a run and the output of a ping from the pod `source` meanwhile."""
         ping = ["exec", source, "--", "ping", "-q", "-i", str(_PING_SECONDS), "-w", str(_PING_LIMIT), target]
         command = [sys.executable, "-m", "kubewright.lab", "-i", str(self._inventory), *_KUBECTL, *ping]
         with subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True) as process:

@@ -95,11 +95,9 @@ def place_problems(machine: Machine, facts: Mapping[str, Any], cluster: Cluster)
     return found
 
 
-def machines_problems(
-    facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], limits: Limits, cluster: Cluster | None
-) -> list[str]:
+def machines_problems(facts: Mapping[str, Mapping[str, Any]], limits: Limits, cluster: Cluster | None) -> list[str]:
     """What is wrong with the machines, by machine name, including what only shows when they are compared."""
-    found = [f"{name}: cannot be reached: {reason}" for name, reason in unreachable.items()]
+    found = []
     identities: dict[str, str] = {}
     for name, known in facts.items():
         machine = cluster.machine(name) if cluster else None

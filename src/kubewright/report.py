@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kubewright import matrix
+from kubewright import journal, matrix
 from kubewright.errors import UserError
 from kubewright.lab.inventory import hosts_of
 from kubewright.lab.model import lab_id
@@ -22,7 +22,7 @@ _CLOCK_TICK = 0.01
 
 
 def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str, master: str) -> str:
-    """Text of the page. `run`: build/run.json, `verify`: build/verify.json; `master`: one to run kubectl on."""
+    """Text of the page. `run`: of the journal, `verify`: build/verify.json; `master`: one to run kubectl on."""
     probes = [matrix.Result(**entry) for entry in verify["results"]]
     lost = sum(not r.ok for r in probes)
     width = max(len(name) for name in run["stages"])
@@ -60,17 +60,15 @@ def summary(run: Mapping[str, Any], verify: Mapping[str, Any], inventory: str, m
 
 
 def results(build: Path, inventory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return run.json and verify.json of the last run of site.yml.
+    """Return the journal's last run of site.yml and the verify.json of the same run.
 
-    Raises a UserError when there are none, when that run was on another inventory, or when it verified nothing.
+    Raises a UserError when there are none, or when that run verified nothing.
     """
-    try:
-        run = json.loads((build / "run.json").read_text())
-        where, began, ended = run["inventory"], run["began"], run["ended"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"no result of a run of site.yml in {build}: {error}", _AGAIN) from None
-    if str(inventory.resolve()) not in where:
-        raise UserError(f"the last run of site.yml was on {', '.join(where)}, not on {inventory}", _AGAIN)
+    path = journal.directory(inventory)
+    run = journal.last_of(path, "site.yml")
+    if not run:
+        raise UserError(f"no result of a run of site.yml in {path}", _AGAIN)
+    began, ended = run["began"], run["ended"]
     try:
         written = (build / "verify.json").stat().st_mtime
         verify = json.loads((build / "verify.json").read_text())
