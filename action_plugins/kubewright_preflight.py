@@ -93,20 +93,24 @@ class ActionModule(ActionBase):
             [preflight.Room(**room) for room in self._task.args["rooms"]],
         )
         problems += preflight.machines_problems(facts, unreachable, limits, cluster)
+        warnings: list[str] = []
         run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
         problems += self._custody_problems(facts, run)
         if cluster:
             problems += _certificate_problems(cluster)
             problems += preflight.cluster_problems(cluster, facts)
+            even, warnings = preflight.etcd_count_problems(cluster, facts)
+            problems += even
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
+        known["etcd_joining"] = preflight.etcd_joining(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
-        return {"changed": False, "ansible_facts": {"cluster": known}}
+        return {"changed": False, "ansible_facts": {"cluster": known}, "warnings": warnings}
 
     def _custody_problems(self, facts: dict[str, Any], run: set[str]) -> list[str]:
         inventory = Path(str(self._vars["inventory_dir"]))
