@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from kubepki import spec
 from kubepki.errors import SpecError
-from kubewright import certificates, custody, podnetwork, preflight, stages, topology, variables
+from kubewright import certificates, custody, podnetwork, preflight, scale, stages, topology, variables
 from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
@@ -68,7 +68,13 @@ class ActionModule(ActionBase):
 
     def _check(self) -> dict[str, Any]:
         hostvars = self._vars["hostvars"]
-        names = self._hosts()
+        # Of an operation that takes machines out: the cluster is computed as it is to be without them.
+        leaving = scale.names(self._templar.template(self._vars.get("cluster_leaving")))
+        groups = scale.without(self._vars["groups"], leaving)
+        last = scale.leaving_problems(self._vars["groups"], leaving)
+        if last:
+            return {"failed": True, "msg": preflight.report(last)}
+        names = [name for name in self._hosts() if name not in leaving]
         if not names:
             raise UserError(
                 "the inventory has no hosts in the groups etcd, kube_master and kube_node", "see inventories/"
@@ -84,7 +90,7 @@ class ActionModule(ActionBase):
         else:
             own = {name: self._templar.template(self._vars[name]) for name in specs if name in self._vars}
             hosts = {name: self._host_variables(hostvars[name]) for name in names}
-            cluster, found = topology.build(own, hosts, self._vars["groups"])
+            cluster, found = topology.build(own, hosts, groups)
             problems += found
         problems += podnetwork.problems(values, cluster)
         limits = preflight.Limits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode
+from kubewright import flags, podnetwork, ports, proxymode, scale
 from kubewright.topology import Machine
 
 
@@ -23,4 +23,5 @@ class FilterModule:
             "kubewright_pki_files": flags.pki_files,
             "kubewright_pod_network": podnetwork.network,
             "kubewright_proxy_mode": proxymode.mode,
+            "kubewright_without": scale.pattern,
         }

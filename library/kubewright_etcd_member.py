@@ -111,7 +111,8 @@ def main() -> None:
     except FileNotFoundError as error:
         if module.check_mode:
             # An earlier stage of the same run would put the certificates there.
-            module.exit_json(changed=True, initial_cluster="", members=[], outlook="")
+            ahead = {"prepared": f"{p['name']} {_DONE[p['state']]}\n"}
+            module.exit_json(changed=True, initial_cluster="", members=[], outlook="", diff=ahead)
         module.fail_json(msg=str(error))
     except (etcd_members.MembershipError, etcd.EtcdError, OSError) as error:
         module.fail_json(msg=str(error))

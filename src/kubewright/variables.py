@@ -16,7 +16,11 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 
 
 # Said on the command line, never kept.
-COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {"confirm": {"type": "str"}}
+COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
+    "confirm": {"type": "str"},
+    "machine": {"type": "str"},
+    "dead": {"type": "bool"},
+}
 
 
 def misspelt(used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]) -> list[str]:
