@@ -13,7 +13,18 @@ from ansible.utils.display import Display
 
 from kubepki import spec
 from kubepki.errors import SpecError
-from kubewright import certificates, custody, podnetwork, preflight, quarantine, runlock, stages, topology, variables
+from kubewright import (
+    certificates,
+    custody,
+    podnetwork,
+    preflight,
+    quarantine,
+    runlock,
+    scale,
+    stages,
+    topology,
+    variables,
+)
 from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
@@ -73,7 +84,13 @@ class ActionModule(ActionBase):
     def _check(self) -> dict[str, Any]:
         self._refuse_other_runs()
         hostvars = self._vars["hostvars"]
-        names = self._hosts()
+        # Of an operation that takes machines out: the cluster is computed as it is to be without them.
+        leaving = scale.names(self._templar.template(self._vars.get("cluster_leaving")))
+        groups = scale.without(self._vars["groups"], leaving)
+        last = scale.leaving_problems(self._vars["groups"], leaving)
+        if last:
+            return {"failed": True, "msg": preflight.report(last)}
+        names = [name for name in self._hosts() if name not in leaving]
         if not names:
             raise UserError(
                 "the inventory has no hosts in the groups etcd, kube_master and kube_node", "see inventories/"
@@ -89,7 +106,7 @@ class ActionModule(ActionBase):
         else:
             own = {name: self._templar.template(self._vars[name]) for name in specs if name in self._vars}
             hosts = {name: self._host_variables(hostvars[name]) for name in names}
-            cluster, found = topology.build(own, hosts, self._vars["groups"])
+            cluster, found = topology.build(own, hosts, groups)
             problems += found
         problems += podnetwork.problems(values, cluster)
         limits = preflight.Limits(
@@ -98,11 +115,14 @@ class ActionModule(ActionBase):
             [preflight.Room(**room) for room in self._task.args["rooms"]],
         )
         problems += preflight.machines_problems(facts, limits, cluster)
+        warnings: list[str] = []
         run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
         problems += self._custody_problems(facts, run)
         if cluster:
             problems += _certificate_problems(cluster)
             problems += preflight.cluster_problems(cluster, facts)
+            even, warnings = preflight.etcd_count_problems(cluster, facts)
+            problems += even
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             problems = quarantine.reasons(unreachable) + problems
@@ -114,11 +134,12 @@ class ActionModule(ActionBase):
             Display().warning(f"{name}: the run goes on without it (preflight_unreachable)")
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
+        known["etcd_joining"] = preflight.etcd_joining(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         runs = int(self._templar.template(self._vars["preflight_journal_runs"]))
-        return {"changed": False, "ansible_facts": {"cluster": known}, "journal_runs": runs}
+        return {"changed": False, "ansible_facts": {"cluster": known}, "journal_runs": runs, "warnings": warnings}
 
     def _refuse_other_runs(self) -> None:
         run, now = runlock.current, time.time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode, runlock
+from kubewright import flags, podnetwork, ports, proxymode, runlock, scale
 from kubewright.topology import Machine
 
 
@@ -24,4 +24,5 @@ class FilterModule:
             "kubewright_pod_network": podnetwork.network,
             "kubewright_lock_places": runlock.places,
             "kubewright_proxy_mode": proxymode.mode,
+            "kubewright_without": scale.pattern,
         }

@@ -133,24 +133,36 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -
                 f"machine_address back, or first run etcdctl member update ID --peer-urls=https://{address}:2380 and "
                 "write the same into /opt/etcd/cfg/etcd there"
             )
-        if formed and name not in formed and not known["etcd_data"] and not _expected(address, formed, facts):
-            found.append(
-                f"{name}: is not a member of the etcd cluster that {', '.join(formed)} formed; adding a member to a "
-                "living etcd is not part of site.yml: take it out of the group 'etcd'"
-            )
     return found
-
-
-def _expected(address: str, formed: Sequence[str], facts: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a member at this address belongs to the cluster, and has never started: its first start was cut short."""
-    members = [member for name in formed for member in facts[name]["etcd_members"]]
-    return any(address in member["peers"] and not member["started"] for member in members)
 
 
 def etcd_is_new(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether no member has ever been healthy, so that a new cluster may be formed. Unseen members count as formed."""
     members = [m.name for m in cluster.etcd_members()]
     return all(name in facts and "etcd" not in facts[name]["components"] for name in members)
+
+
+def etcd_joining(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Machines of the run that become members of a living etcd, in inventory order: one after the other."""
+    if etcd_is_new(cluster, facts):
+        return []
+    return [
+        m.name
+        for m in cluster.etcd_members()
+        if m.name in facts and ("etcd" not in facts[m.name]["components"] or facts[m.name]["etcd_learner"])
+    ]
+
+
+def etcd_count_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """(problems, warnings): an even number of members must not form a cluster; a living one may have it for a while."""
+    members = [m.name for m in cluster.etcd_members()]
+    if len(members) % 2:
+        return [], []
+    text = (
+        f"etcd: {len(members)} members ({', '.join(members)}); an even number tolerates no more "
+        f"failures than {len(members) - 1} do and can split: use an odd number"
+    )
+    return ([text], []) if etcd_is_new(cluster, facts) else ([], [text])
 
 
 def report(problems: list[str]) -> str:

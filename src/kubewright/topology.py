@@ -185,11 +185,6 @@ def _check_counts(machines: tuple[Machine, ...], problems: list[str]) -> None:
     members = [m for m in machines if m.is_etcd]
     if not members:
         problems.append("etcd: the group is empty; put 1, 3 or 5 machines into the inventory group 'etcd'")
-    elif len(members) % 2 == 0:
-        problems.append(
-            f"etcd: {len(members)} members ({', '.join(m.name for m in members)}); an even number tolerates no more "
-            f"failures than {len(members) - 1} do and can split: use an odd number"
-        )
     if not any(m.is_master for m in machines):
         problems.append("kube_master: the group is empty; put at least one machine into the group 'kube_master'")
     if not any(m.is_node for m in machines):

@@ -16,7 +16,12 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 
 
 # Said on the command line, never kept.
-COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {"confirm": {"type": "str"}, "break_lock": {"type": "str"}}
+COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
+    "break_lock": {"type": "str"},
+    "confirm": {"type": "str"},
+    "dead": {"type": "bool"},
+    "machine": {"type": "str"},
+}
 
 
 def misspelt(used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]) -> list[str]:

@@ -20,7 +20,7 @@ GOOD: dict[str, Any] = {
     "components": [],
     "etcd_data": False,
     "etcd_peer": "",
-    "etcd_members": [],
+    "etcd_learner": False,
 }
 
 NGINX = {"name": "nginx", "ours": False}
@@ -100,16 +100,27 @@ def test_a_first_run_that_was_killed_may_go_on() -> None:
     assert problems(facts(node01={"etcd_data": True})) == []
 
 
-def test_a_member_whose_first_start_was_cut_short_may_start() -> None:
-    members = [{"peers": [f"192.168.80.1{number}"], "started": number != 2} for number in range(3)]
-    lived = {"components": ["etcd"], "etcd_data": True, "etcd_members": members}
-    assert problems(facts(master01=lived, node01=lived)) == []
-    # With none of the members answering, nobody knows.
-    silent = {**lived, "etcd_members": []}
-    found = problems(facts(master01=silent, node01=silent))
-    assert [problem.split(";")[0] for problem in found] == [
-        "node02: is not a member of the etcd cluster that master01, node01 formed"
-    ]
+def test_who_joins_a_living_etcd() -> None:
+    lived = {"components": ["etcd"], "etcd_data": True}
+    assert preflight.etcd_joining(build(), facts()) == []
+    assert preflight.etcd_joining(build(), facts(master01=lived)) == ["node01", "node02"]
+    # One that was started and not promoted, because a run ended in between.
+    learner = {**lived, "etcd_learner": True}
+    assert preflight.etcd_joining(build(), facts(master01=lived, node01=lived, node02=learner)) == ["node02"]
+    unseen = facts(master01=lived, node01=lived)
+    del unseen["node02"]
+    assert preflight.etcd_joining(build(), unseen) == []
+
+
+def test_an_even_number_of_members_forms_no_cluster_but_may_live() -> None:
+    even = build({"etcd": ["master01", "node01"]})
+    found, warnings = preflight.etcd_count_problems(even, facts())
+    assert found[0].startswith("etcd: 2 members (master01, node01); an even number")
+    assert warnings == []
+    lived = {"components": ["etcd"], "etcd_data": True}
+    assert preflight.etcd_count_problems(even, facts(master01=lived))[0] == []
+    assert preflight.etcd_count_problems(even, facts(master01=lived))[1] == found
+    assert preflight.etcd_count_problems(build(), facts()) == ([], [])
 
 
 def test_a_member_keeps_its_address() -> None:

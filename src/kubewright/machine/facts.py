@@ -82,20 +82,13 @@ def has_module(name: str, dependencies: str) -> bool:
     return any(file.partition(".ko")[0] == name for file in files_)
 
 
-def _etcd_members() -> list[dict[str, Any]]:
-    """Members of the cluster of this machine's etcd member, as it knows them; none when it does not run."""
+def _etcd_learner() -> bool:
+    """Whether this machine's etcd member runs and has no vote yet."""
     tls = {"ca": "/opt/etcd/ssl/ca.pem", "cert": "/opt/etcd/ssl/client.pem", "key": "/opt/etcd/ssl/client-key.pem"}
     try:
-        listed = etcd.members({"url": "https://127.0.0.1:2379", **tls})
+        return etcd.learns({"url": "https://127.0.0.1:2379", **tls})
     except (etcd.EtcdError, OSError):
-        return []
-    return [
-        {
-            "peers": [urlsplit(url).hostname or "" for url in member.get("peerURLs") or []],
-            "started": bool(member.get("clientURLs")),
-        }
-        for member in listed
-    ]
+        return False
 
 
 def certificates(text: str) -> list[str]:
@@ -127,7 +120,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
         "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
-        "etcd_members": _etcd_members() if "etcd" in records else [],
+        "etcd_learner": "etcd" in records and _etcd_learner(),
         "etcd_peer": _peer_host(files.read("/opt/etcd/cfg/etcd")),
         "proxy": {
             "configured": proxy_mode(files.read("/opt/kubernetes/cfg/kube-proxy-config.yml")),

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_topology import GROUPS, HOSTS, build
+
+from kubewright import scale
+from kubewright.errors import UserError
+
+
+def machines(**groups: Any) -> dict[str, Any]:
+    return dict(build(groups).facts()["machines"])
+
+
+def moved(*names: str, groups: Any = None) -> list[dict[str, Any]]:
+    return scale.moving(names, {**GROUPS, **(groups or {})}, HOSTS, by_address=False)
+
+
+def test_names_and_patterns() -> None:
+    assert scale.names("a,b c") == ["a", "b", "c"]
+    assert scale.names(None) == []
+    assert scale.pattern(["kube_master"], "a,b") == "kube_master:!a:!b"
+    assert scale.pattern(["a,b"], "") == "a:b"
+
+
+def test_the_last_of_its_kind_stays() -> None:
+    found = scale.leaving_problems(GROUPS, ["master01"])
+    assert [problem.split(":")[0] for problem in found] == ["master01"]
+    assert "no master would be left" in found[0]
+    assert "no node would be left" in scale.leaving_problems(GROUPS, ["node01", "node02"])[0]
+    assert "etcd members leave one at a time" in scale.leaving_problems(GROUPS, ["node01", "node02"])[1]
+    assert scale.leaving_problems(GROUPS, ["node02"]) == []
+
+
+def test_a_node_that_comes_or_goes_touches_nobody_else() -> None:
+    stages = scale.stages(machines(etcd=["master01"]), moved("node02", groups={"etcd": ["master01"]}))
+    assert stages["node02"] == ["sysprep", "pki", "flannel", "docker", "verify", "lb", "bootstrap", "proxy"]
+    assert stages["node01"] == ["hosts"]
+    assert stages["master01"] == ["hosts"]
+
+
+def test_endpoints_of_etcd_are_those_of_api_servers_and_flanneld() -> None:
+    groups = {"etcd": ["master01", "node01"]}
+    stages = scale.stages(machines(**groups), moved("node01", groups=groups))
+    assert stages["node02"] == ["hosts", "flannel"]
+    assert stages["master01"] == ["hosts", "master"]
+    assert "etcd" in stages["node01"]
+
+
+def test_a_master_changes_certificates_and_addresses() -> None:
+    groups = {"kube_master": ["master01", "node01"], "kube_node": ["node02"]}
+    stages = scale.stages(machines(**groups), moved("node01", groups={**groups, "etcd": ["master01"]}))
+    assert stages["master01"] == ["hosts", "pki", "master"]
+    assert stages["node02"] == ["hosts", "lb", "bootstrap", "proxy"]
+
+
+def test_a_machine_that_is_gone_from_the_inventory_is_looked_for_everywhere() -> None:
+    assert moved("gone") == [
+        {"name": "gone", "address": "", "node_name": "gone", "is_etcd": True, "is_master": True, "known": False}
+    ]
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(UserError, match="not told which machine"):
+        scale.check_added([], machines())
+    with pytest.raises(UserError, match="did you mean node02"):
+        scale.check_added(["node03"], machines())
+    with pytest.raises(UserError, match="cannot be reached"):
+        scale.check_leaving(moved("node02"), [], dead=False, limit=None)
+    with pytest.raises(UserError, match="without --limit"):
+        scale.check_leaving(moved("node02"), ["node02"], dead=False, limit="node02")
+    scale.check_leaving(moved("node02"), [], dead=True, limit=None)
+    scale.check_leaving(moved("gone"), [], dead=False, limit=None)
+
+
+def test_the_plan_tells_the_quorum_that_is_left() -> None:
+    rest = {name: one for name, one in machines().items() if name != "node02"}
+    assert scale.plan(rest, moved("node02"), "leaves") == [
+        "node02 leaves the cluster and etcd",
+        "etcd: 2 members then, 2 of them must work, 0 may fail",
+    ]
+    assert scale.lines_to_delete(moved("node02"), GROUPS)[0].startswith(
+        "now delete node02 from the inventory (groups etcd, kube_node,"
+    )
