@@ -60,6 +60,13 @@ def restart(unit: str) -> None:
     _check(_run("systemctl", "restart", "--no-block", unit), f"systemctl restart {unit}")
 
 
+def stop(unit: str) -> None:
+    """Stop the unit and wait until it is down; one that does not run, or is not there, is down already."""
+    reply = _run("systemctl", "stop", unit)
+    if states([unit])[unit].get("LoadState") != "not-found":
+        _check(reply, f"systemctl stop {unit}")
+
+
 def journal(unit: str, since: float, lines: int = 300) -> list[str]:
     """The last log lines of the unit from a moment on (seconds of the epoch): older ones explain nothing."""
     scope = ["-u", unit, "--since", f"@{since:.3f}"]
