@@ -38,12 +38,15 @@ class ActionModule(ActionBase):
             raise UserError(str(reply.get("msg") or reply))
         return reply["result"]
 
+    def _variable(self, name: str) -> str:
+        return str(self._templar.template(self._vars.get(name)) or "")
+
     def _run(self) -> dict[str, Any]:
         begin = time.monotonic()
         args = self._args
         secret = backup.passphrase(
-            str(args.get("passphrase") or ""),
-            str(args.get("passphrase_file") or ""),
+            self._variable("etcd_backup_passphrase"),
+            self._variable("etcd_backup_passphrase_file"),
             os.environ.get("KUBEWRIGHT_BACKUP_PASSPHRASE", ""),
         )
         directory, pki, secrets = (Path(str(args[name])) for name in ("directory", "pki", "secrets"))

@@ -97,7 +97,9 @@ class ActionModule(ActionBase):
         problems += self._custody_problems(facts, run)
         if cluster:
             problems += _certificate_problems(cluster)
-            problems += preflight.cluster_problems(cluster, facts)
+            problems += preflight.cluster_problems(
+                cluster, facts, restoring=bool(self._vars.get("preflight_restoring"))
+            )
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
@@ -159,7 +161,7 @@ class ActionModule(ActionBase):
                         values[name][key] = self._vars["hostvars"][name][key]
                     except AnsibleError as error:
                         wrong.append(f"{name}: {key} cannot be computed: {error}")
-        misspelt = variables.misspelt(used, [*specs, "preflight_machine"], [f"{name}_" for name in by_role])
+        misspelt = variables.misspelt(used, [*specs, "preflight_machine", "etcd_custody"], [f"{name}_" for name in by_role])
         wrong += variables.wrong(values, specs)
         shared = {**by_role[role.name], **{name: by_role["flannel"][name] for name in podnetwork.SHARED}}
         return misspelt + wrong + variables.differing(values, shared), bool(wrong), values

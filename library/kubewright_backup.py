@@ -6,6 +6,7 @@ module: kubewright_backup
 short_description: Takes a backup of the cluster into one encrypted file on the controller
 description:
   - A snapshot of a healthy member of etcd, verified on the machine, with the PKI directory and the inventory's secrets.
+  - The passphrase comes from the variables of the role etcd, not from a parameter, which logs could show.
   - Everything that can be known to be wrong is said before anything is done; nothing half-written stays.
 options:
   members:
@@ -42,14 +43,6 @@ options:
     description: The inventory's secrets, on the controller.
     type: path
     required: true
-  passphrase:
-    description: The passphrase; empty where it comes from elsewhere.
-    type: str
-    default: ""
-  passphrase_file:
-    description: A file with the passphrase, on the controller.
-    type: path
-    default: ""
 author: kubewright
 """
 
@@ -63,7 +56,6 @@ EXAMPLES = r"""
     keep: 7
     pki: /srv/inventory/pki
     secrets: /srv/inventory/secrets
-    passphrase_file: /root/backup-passphrase
   run_once: true
 """
 

@@ -20,12 +20,8 @@ class InUseError(Exception):
     """A key that is written once holds something else, and that is in use."""
 
 
-def call(endpoint: dict[str, Any], path: str, body: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
-    """What a member answers to a request of the gateway; EtcdError when it refuses or says nothing for `timeout` s."""
-    try:
-        connection = health.connect(endpoint, timeout)
-    except OSError as error:
-        raise EtcdError(f"etcd at {endpoint['url']} cannot be asked: {error}") from error
+def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
+    connection = health.connect(endpoint)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         reply = connection.getresponse()
@@ -46,13 +42,13 @@ def _b64(text: str) -> str:
 
 def leads(endpoint: dict[str, Any]) -> bool:
     """Whether the member behind this endpoint is the leader of its cluster."""
-    status = call(endpoint, "/v3/maintenance/status", {})
+    status = _call(endpoint, "/v3/maintenance/status", {})
     return bool(status.get("leader")) and status["leader"] == status["header"]["member_id"]
 
 
 def members(endpoint: dict[str, Any]) -> list[dict[str, Any]]:
     """Members of the cluster as etcd describes them; one that has never started has no `clientURLs`."""
-    found: list[dict[str, Any]] = call(endpoint, "/v3/cluster/member/list", {})["members"]
+    found: list[dict[str, Any]] = _call(endpoint, "/v3/cluster/member/list", {})["members"]
     return found
 
 
@@ -62,7 +58,7 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     Clusters of one or two members cannot do without any, and are not held up. Learners do not vote (etcd, learner
     design), so they do not count.
     """
-    own = call(endpoint, "/v3/maintenance/status", {})["header"]["member_id"]
+    own = _call(endpoint, "/v3/maintenance/status", {})["header"]["member_id"]
     voters = [m for m in members(endpoint) if not m.get("isLearner")]
     quorum = len(voters) // 2 + 1
     if len(voters) < 3 or all(member["ID"] != own for member in voters):
@@ -104,7 +100,7 @@ def write_once(
     What is there already is replaced only while no key begins with `users`: nobody has acted on it then; or when it is
     `replaces`. InUseError otherwise. With `check` nothing is written.
     """
-    found = call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")
+    found = _call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")
     before = base64.b64decode(found[0].get("value", "")).decode() if found else None
     if before is not None and holds(before, value):
         return before
@@ -120,7 +116,7 @@ def write_once(
             unused = {"target": "CREATE", "result": "LESS", "create_revision": "1"}
             compare.append({"key": _b64(users), "range_end": _b64(_behind(users)), **unused})
         put = {"request_put": {"key": _b64(key), "value": _b64(text(value))}}
-        if not call(endpoint, "/v3/kv/txn", {"compare": compare, "success": [put]}).get("succeeded"):
+        if not _call(endpoint, "/v3/kv/txn", {"compare": compare, "success": [put]}).get("succeeded"):
             raise EtcdError(f"{key}: somebody else was faster; run again")
     return before
 
@@ -144,4 +140,4 @@ def _behind(prefix: str) -> str:
 
 def _any_below(endpoint: dict[str, Any], prefix: str) -> bool:
     body = {"key": _b64(prefix), "range_end": _b64(_behind(prefix)), "count_only": True}
-    return int(call(endpoint, "/v3/kv/range", body).get("count", 0)) > 0
+    return int(_call(endpoint, "/v3/kv/range", body).get("count", 0)) > 0

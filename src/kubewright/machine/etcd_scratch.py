@@ -133,7 +133,7 @@ def _read(endpoint: dict[str, Any], key: str, end: str = "") -> dict[str, Any]:
     body: dict[str, Any] = {"key": _b64(key.encode())}
     if end:
         body["range_end"] = _b64(end.encode())
-    return etcd.call(endpoint, "/v3/kv/range", body, 60)
+    return etcd.ask(endpoint, "/v3/kv/range", body, 60)
 
 
 def samples(endpoint: dict[str, Any], flannel_config: str) -> list[str]:
@@ -170,7 +170,7 @@ def rehearse(snapshot: str, parent: str, tls: dict[str, Any], flannel_config: st
         peer = f"{'https' if tls else 'http'}://127.0.0.1:{ports[1]}"
         restore(snapshot, data, _NAME, peer, f"{_NAME}={peer}", "rehearsal")
         with member(data, tls, ports, []) as endpoint:
-            reply = etcd.call(
+            reply = etcd.ask(
                 endpoint, "/v3/kv/range", {"key": _b64(b"\0"), "range_end": _b64(b"\0"), "count_only": True}, 60
             )
             seen = int(reply["header"]["revision"])

@@ -175,7 +175,7 @@ def _proven(path: str, chosen: dict[str, Any], endpoint: dict[str, Any]) -> dict
     if not is_whole(path):
         raise SnapshotError(f"the snapshot of {chosen['name']} is not whole: its SHA-256 is not that of etcd")
     told = contents(path)
-    after = int(etcd.call(endpoint, "/v3/maintenance/status", {})["header"].get("revision", 0))
+    after = int(etcd.ask(endpoint, "/v3/maintenance/status", {})["header"].get("revision", 0))
     if not chosen["revision"] <= told["revision"] <= after:
         raise SnapshotError(
             f"the snapshot of {chosen['name']} has revision {told['revision']}, the member was between "

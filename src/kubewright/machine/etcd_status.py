@@ -33,7 +33,7 @@ def hexadecimal(number: Any) -> str:
 def _ask(tls: dict[str, str], name: str, url: str) -> dict[str, Any]:
     where = endpoint(tls, url)
     try:
-        status = etcd.call(where, "/v3/maintenance/status", {})
+        status = etcd.ask(where, "/v3/maintenance/status", {})
     except etcd.EtcdError as error:
         return {"name": name, "url": url, "answers": False, "healthy": False, "reason": str(error)}
     reason = health.probe({**where, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'})
@@ -61,7 +61,7 @@ def survey(members: list[dict[str, str]], tls: dict[str, str]) -> list[dict[str,
     found = [_ask(tls, member["name"], member["url"]) for member in members]
     for known in filter(lambda one: one["answers"], found):
         try:
-            raised = etcd.call(endpoint(tls, known["url"]), "/v3/maintenance/alarm", {"action": "GET"})
+            raised = etcd.ask(endpoint(tls, known["url"]), "/v3/maintenance/alarm", {"action": "GET"})
         except etcd.EtcdError:
             continue
         for alarm in raised.get("alarms", []):

@@ -48,7 +48,7 @@ def _wait_healthy(endpoint: dict[str, Any], alarmed: bool) -> str:
         if alarmed and reason:
             # An alarm alone makes /health say no; that the member answers has to do until it is lifted.
             try:
-                etcd.call(endpoint, "/v3/maintenance/status", {})
+                etcd.ask(endpoint, "/v3/maintenance/status", {})
                 return ""
             except etcd.EtcdError as error:
                 reason = str(error)
@@ -64,11 +64,11 @@ def _defragment(one: dict[str, Any], tls: dict[str, str], alarmed: bool) -> dict
         if reason:
             raise etcd.EtcdError(reason.replace("restarting", "defragmenting"))
     begin = time.monotonic()
-    etcd.call(endpoint, "/v3/maintenance/defragment", {}, _DEFRAG_SECONDS)
+    etcd.ask(endpoint, "/v3/maintenance/defragment", {}, _DEFRAG_SECONDS)
     reason = _wait_healthy(endpoint, alarmed)
     if reason:
         raise etcd.EtcdError(f"{one['name']} is not healthy after it was defragmented: {reason}; the others were left")
-    after = int(etcd.call(endpoint, "/v3/maintenance/status", {}).get("dbSize", 0))
+    after = int(etcd.ask(endpoint, "/v3/maintenance/status", {}).get("dbSize", 0))
     return {"name": one["name"], "before": one["db_size"], "after": after, "seconds": time.monotonic() - begin}
 
 
@@ -78,7 +78,7 @@ def _compact(members: list[dict[str, Any]], tls: dict[str, str]) -> int:
     revision: int = max(one["revision"] for one in members if one["answers"])
     try:
         body = {"revision": str(revision), "physical": True}
-        etcd.call(etcd_status.endpoint(tls, first["url"]), "/v3/kv/compaction", body, _DEFRAG_SECONDS)
+        etcd.ask(etcd_status.endpoint(tls, first["url"]), "/v3/kv/compaction", body, _DEFRAG_SECONDS)
     except etcd.EtcdError as error:
         if "has been compacted" not in str(error):
             raise
@@ -99,7 +99,7 @@ def lift(members: list[dict[str, Any]], tls: dict[str, str], quota: int) -> list
             )
             continue
         body = {"action": "DEACTIVATE", "memberID": str(int(one["member"], 16)), "alarm": "NOSPACE"}
-        etcd.call(etcd_status.endpoint(tls, answering[0]["url"]), "/v3/maintenance/alarm", body)
+        etcd.ask(etcd_status.endpoint(tls, answering[0]["url"]), "/v3/maintenance/alarm", body)
         told.append(f"{one['name']}: alarm NOSPACE lifted")
     return told
 

@@ -54,6 +54,11 @@ def enable(unit: str) -> None:
     _check(_run("systemctl", "enable", "--quiet", unit), f"systemctl enable {unit}")
 
 
+def disable(unit: str) -> None:
+    """Stop the unit, and start it at no boot any more."""
+    _check(_run("systemctl", "disable", "--now", "--quiet", unit), f"systemctl disable {unit}")
+
+
 def restart(unit: str) -> None:
     """Queue a restart and return at once: whoever calls this waits for the service's own health, not for systemd."""
     _run("systemctl", "reset-failed", unit)
