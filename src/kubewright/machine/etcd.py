@@ -16,6 +16,10 @@ class EtcdError(Exception):
     """etcd refused or did not answer."""
 
 
+class RefusedError(EtcdError):
+    """etcd answered, and said no."""
+
+
 class InUseError(Exception):
     """A key that is written once holds something else, and that is in use."""
 
@@ -31,9 +35,16 @@ def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str
     finally:
         connection.close()
     if reply.status != 200:
-        raise EtcdError(f"etcd at {endpoint['url']}: {path} answered {reply.status}: {text.decode(errors='replace')}")
+        raise RefusedError(
+            f"etcd at {endpoint['url']}: {path} answered {reply.status}: {text.decode(errors='replace')}"
+        )
     result: dict[str, Any] = json.loads(text)
     return result
+
+
+def ask(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One request to the gateway of the member behind this endpoint; EtcdError, or RefusedError when it says no."""
+    return _call(endpoint, path, body)
 
 
 def _b64(text: str) -> str:
@@ -44,6 +55,11 @@ def leads(endpoint: dict[str, Any]) -> bool:
     """Whether the member behind this endpoint is the leader of its cluster."""
     status = _call(endpoint, "/v3/maintenance/status", {})
     return bool(status.get("leader")) and status["leader"] == status["header"]["member_id"]
+
+
+def learns(endpoint: dict[str, Any]) -> bool:
+    """Whether the member behind this endpoint is a learner: it was started, and has no vote yet."""
+    return bool(_call(endpoint, "/v3/maintenance/status", {}).get("isLearner"))
 
 
 def members(endpoint: dict[str, Any]) -> list[dict[str, Any]]:
