@@ -161,7 +161,9 @@ class ActionModule(ActionBase):
                         values[name][key] = self._vars["hostvars"][name][key]
                     except AnsibleError as error:
                         wrong.append(f"{name}: {key} cannot be computed: {error}")
-        misspelt = variables.misspelt(used, [*specs, "preflight_machine", "etcd_custody"], [f"{name}_" for name in by_role])
+        misspelt = variables.misspelt(
+            used, [*specs, "preflight_machine", "etcd_custody"], [f"{name}_" for name in by_role]
+        )
         wrong += variables.wrong(values, specs)
         shared = {**by_role[role.name], **{name: by_role["flannel"][name] for name in podnetwork.SHARED}}
         return misspelt + wrong + variables.differing(values, shared), bool(wrong), values

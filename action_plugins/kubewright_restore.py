@@ -135,6 +135,31 @@ class ActionModule(ActionBase):
         )
         return {"changed": False, "plan": plan, "doing": doing, "lines": [*lines, f"restoring: {what}"], "what": what}
 
+    def _member(self) -> dict[str, Any]:
+        """Run on another machine than the one whose member is to be replaced."""
+        name, members = str(self._args["machine"]), self._args["members"]
+        names = [one["name"] for one in members]
+        hint = "-e etcd_restore_member=NAME of the machine whose member lost its data"
+        if name not in names:
+            raise UserError(f"etcd_restore_member: {name!r} is none of the etcd machines {', '.join(names)}", hint)
+        if len(names) == 1:
+            raise UserError(f"{name} is the only member, there is nobody to get data from", "restore.yml restores it")
+        if name not in self._vars["ansible_play_hosts"]:
+            raise UserError(
+                f"{name} is not in this run, or cannot be reached", "its member cannot be started from here"
+            )
+        standing = self._ask("standing", members=members, tls=self._args["tls"], name=name)
+        if standing["refusal"]:
+            raise UserError(f"{standing['refusal']}; nothing has been done", "without a quorum: restore.yml")
+        state = standing["state"]
+        told = {
+            "healthy": f"{name} is healthy: nothing to do",
+            "replace": f"{name} was taken out of the cluster and came back with the data of the others",
+            "join": f"{name} came back with the data of the others",
+            "resume": f"{name} goes on where it was",
+        }
+        return {"changed": False, "state": state, "lines": [told[state]]}
+
     def _snapshot(self) -> Path:
         return Path(str(self._args["plan"].get("snapshot") or self._work / "salvaged.db"))
 

@@ -13,7 +13,20 @@ options:
     type: str
     required: true
     choices:
-      [survey, snapshot, discard, maintain, rehearse, salvage, place, finish, remains, empty, stop, restart, restored]
+      - survey
+      - remains
+      - standing
+      - snapshot
+      - discard
+      - maintain
+      - rehearse
+      - salvage
+      - place
+      - finish
+      - empty
+      - stop
+      - restart
+      - restored
   arguments:
     description: Parameters of the step.
     type: dict
@@ -43,6 +56,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.kubewright.machine import (
     api,
     etcd,
+    etcd_members,
     etcd_restore,
     etcd_scratch,
     etcd_snapshot,
@@ -54,6 +68,7 @@ from ansible.module_utils.kubewright.machine import (
 STEPS: dict = {
     "survey": (etcd_snapshot.look, True),
     "remains": (etcd_restore.remains, True),
+    "standing": (etcd_restore.standing, True),
     "snapshot": (etcd_snapshot.lend, False),
     "discard": (etcd_snapshot.clear_partial, False),
     "rehearse": (etcd_scratch.rehearse, False),
@@ -66,6 +81,7 @@ STEPS: dict = {
     "restored": (restored.wait, True),
 }
 FAILURES = (
+    etcd_members.MembershipError,
     etcd.EtcdError,
     etcd_snapshot.SnapshotError,
     restored.RestoredError,

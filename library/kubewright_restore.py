@@ -12,14 +12,18 @@ options:
     description:
       - C(custody) gives a controller without pki and secrets those of the backup.
       - C(open) checks everything that can be known before, and says what the restore will do.
+      - C(member) says what has to be done to give one member new data.
       - C(salvage) gets a snapshot out of the data of this machine. C(place) makes it the data of this machine's member.
       - C(rehearse) restores it into a member of its own, and removes that.
       - C(restart) restarts services that remember what was. C(check) waits until kubelets write to the API.
     type: str
     required: true
-    choices: [custody, open, salvage, place, rehearse, restart, check]
+    choices: [custody, open, member, salvage, place, rehearse, restart, check]
   name:
     description: Name of the cluster, for C(custody), before it is computed.
+    type: str
+  machine:
+    description: The machine whose member gets new data, for C(member).
     type: str
   source:
     description: What is restored, for C(custody) and C(open).

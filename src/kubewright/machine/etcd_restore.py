@@ -14,7 +14,7 @@ import shutil
 import time
 from typing import Any
 
-from . import etcd_scratch, etcd_snapshot, files, health, systemd
+from . import etcd_members, etcd_scratch, etcd_snapshot, etcd_status, files, health, systemd
 
 _MARKER = "kubewright-restore.json"
 _STAGED = ".kubewright-restoring"
@@ -55,11 +55,11 @@ def place(snapshot: str, sha256: str, data: str, identity: dict[str, str], momen
     return {"moved": interrupted["moved"], "seconds": round(time.monotonic() - begin, 2)}
 
 
-def empty(data: str, moment: str) -> str:
+def empty(data: str) -> str:
     """Move what a member that will join anew still has out of the way; where to, or empty."""
     if os.path.exists(os.path.join(data, _MARKER)):
         os.unlink(os.path.join(data, _MARKER))
-    return _aside(data, moment)
+    return _aside(data, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
 
 def finish(data: str) -> None:
@@ -95,6 +95,26 @@ def remains(data: str, url: str) -> dict[str, Any]:
             with contextlib.suppress(etcd_snapshot.SnapshotError, ValueError):
                 found["revision"] = etcd_snapshot.contents(database)["revision"]
     return found
+
+
+def standing(members: list[dict[str, str]], tls: dict[str, str], name: str) -> dict[str, str]:
+    """What has to be done to give the member `name` new data: {state, refusal}. `members`: {name, url} of all.
+
+    state  healthy: nothing. replace: it is a member, and must leave and come back. join: it has left already.
+           resume: it has come back, and has no vote yet.
+    """
+    seen = etcd_status.survey(members, tls)
+    own = next(one for one in seen if one["name"] == name)
+    others = [etcd_status.endpoint(tls, one["url"]) for one in seen if one["name"] != name]
+    listed = etcd_members.list_members(others)
+    member = etcd_members.find(listed, name, etcd_members.host(own["url"]))
+    if member is None:
+        return {"state": "join", "refusal": ""}
+    if member.learner:
+        return {"state": "resume", "refusal": ""}
+    if own["healthy"] and "CORRUPT" not in own["alarms"]:
+        return {"state": "healthy", "refusal": ""}
+    return {"state": "replace", "refusal": etcd_members.removal_refusal(listed, member)}
 
 
 def stop(units: list[str]) -> list[str]:

@@ -34,7 +34,7 @@ def _ask(tls: dict[str, str], name: str, url: str) -> dict[str, Any]:
     where = endpoint(tls, url)
     try:
         status = etcd.ask(where, "/v3/maintenance/status", {})
-    except etcd.EtcdError as error:
+    except (etcd.EtcdError, OSError) as error:
         return {"name": name, "url": url, "answers": False, "healthy": False, "reason": str(error)}
     reason = health.probe({**where, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'})
     header = status["header"]
