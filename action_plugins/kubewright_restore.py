@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class ActionModule(ActionBase):
         path = backup.find(str(self._args["source"]), self._path("directory"), cluster)
         # The archive is compressed: of how much is only known afterwards.
         backup.need_room(self._work.parent, 4 * path.stat().st_size, "the contents of the backup")
-        return backup.opened(path, self._secret(), self._work / path.name)
+        self._work.mkdir(mode=0o700, exist_ok=True)
+        return backup.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=self._work)))
 
     def _custody(self) -> dict[str, Any]:
         """Before the preflight, which refuses a controller without the cluster's CAs."""
@@ -69,7 +71,7 @@ class ActionModule(ActionBase):
         if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
             return {"changed": False, "lines": []}
         opened = self._opened(name)
-        self._refuse_foreign(opened, name, [])
+        self._refuse_foreign(opened, name, backup.cas(places["pki"]))
         if replace and not empty and not self._task.check_mode:
             said = self._vars.get("confirm")
             doing = f"replaces {places['pki']} and {places['secrets']} by those of {opened.path}"
