@@ -29,7 +29,7 @@ from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
 # What the tasks before this one registered.
-_ANSWERS = ("preflight_machine", "preflight_lock_places")
+_ANSWERS = ("preflight_machine", "preflight_lock_places", "etcd_custody")
 _CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
 
 
@@ -120,7 +120,8 @@ class ActionModule(ActionBase):
         problems += self._custody_problems(facts, run)
         if cluster:
             problems += _certificate_problems(cluster)
-            problems += preflight.cluster_problems(cluster, facts)
+            restoring = bool(self._vars.get("preflight_restoring"))
+            problems += preflight.cluster_problems(cluster, facts, restoring=restoring)
             even, warnings = preflight.etcd_count_problems(cluster, facts)
             problems += even
             problems += stages.missing(cluster, facts, run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode, runlock, scale
+from kubewright import flags, podnetwork, ports, proxymode, runlock, scale, upkeep
 from kubewright.topology import Machine
 
 
@@ -22,6 +22,9 @@ class FilterModule:
             "kubewright_firewall": lambda machine, *arguments: ports.firewall(Machine(**machine), *arguments),
             "kubewright_pki_files": flags.pki_files,
             "kubewright_pod_network": podnetwork.network,
+            "kubewright_etcd_members": upkeep.members,
+            "kubewright_etcd_program": upkeep.program,
+            "kubewright_etcd_upkeep": upkeep.told,
             "kubewright_lock_places": runlock.places,
             "kubewright_proxy_mode": proxymode.mode,
             "kubewright_without": scale.pattern,

@@ -112,8 +112,8 @@ def machines_problems(facts: Mapping[str, Mapping[str, Any]], limits: Limits, cl
     return found
 
 
-def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What keeps the machines from becoming, or staying, this cluster."""
+def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], *, restoring: bool = False) -> list[str]:
+    """What keeps the machines from becoming, or staying, this cluster. `restoring`: members without data may be."""
     found = []
     for name, known in facts.items():
         found += [f"{name}: {problem}" for problem in place_problems(cluster.machine(name), known, cluster)]
@@ -121,10 +121,11 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -
     formed = sorted(name for name in members & set(facts) if "etcd" in facts[name]["components"])
     for name in sorted(members & set(facts)):
         known = facts[name]
-        if name in formed and not known["etcd_data"]:
+        if name in formed and not known["etcd_data"] and not restoring:
             found.append(
                 f"{name}: its etcd member ran before and its data in etcd_data_dir is gone; a new empty member would "
-                "split the cluster: remove the member with etcdctl member remove and add it again first"
+                f"split the cluster: playbooks/ops/restore_member.yml -e etcd_restore_member={name} gives it the data "
+                "of the others; when these have no quorum, playbooks/ops/restore.yml restores all of them"
             )
         address = str(cluster.machine(name).address)
         if name in formed and known["etcd_data"] and known["etcd_peer"] not in ("", address):

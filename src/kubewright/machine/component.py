@@ -28,6 +28,7 @@ from . import docker, etcd, files, health, placed, systemd
 
 STORE = "/opt/kubewright/store"
 RECORDS = "/var/lib/kubewright/components"
+UNITS = "/etc/systemd/system/"
 
 
 def store_path(binary: dict[str, Any]) -> str:
@@ -216,6 +217,9 @@ def _place(declared: dict[str, Any], contents: dict[str, str], staged: dict[str,
             os.chown(item["path"], *files.owner_ids(item["owner"], item["group"]))
     for path in declared["absent"]:
         if os.path.lexists(path):
+            if path.startswith(UNITS):
+                # While systemd still knows what it is.
+                systemd.disable(os.path.basename(path))
             os.unlink(path)
 
 
@@ -273,9 +277,7 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     placed.remember(components, stored, {c["name"] for c in components if os.path.exists(_record_path(c["name"]))})
     for component, finding in zip(components, found):
         _place(component, contents, staged, finding)
-    touched_units = any(
-        d["path"].startswith("/etc/systemd/system/") for finding in found for d in finding["differences"]
-    )
+    touched_units = any(d["path"].startswith(UNITS) for finding in found for d in finding["differences"])
     if touched_units or any(s.get("NeedDaemonReload") == "yes" for s in states.values()):
         systemd.daemon_reload()
     for component, finding in zip(components, found):

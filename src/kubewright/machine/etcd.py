@@ -24,8 +24,8 @@ class InUseError(Exception):
     """A key that is written once holds something else, and that is in use."""
 
 
-def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
-    connection = health.connect(endpoint)
+def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
+    connection = health.connect(endpoint, timeout)
     try:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         reply = connection.getresponse()
@@ -42,9 +42,9 @@ def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str
     return result
 
 
-def ask(endpoint: dict[str, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
+def ask(endpoint: dict[str, Any], path: str, body: dict[str, Any], timeout: float = 5.0) -> dict[str, Any]:
     """One request to the gateway of the member behind this endpoint; EtcdError, or RefusedError when it says no."""
-    return _call(endpoint, path, body)
+    return _call(endpoint, path, body, timeout)
 
 
 def _b64(text: str) -> str:

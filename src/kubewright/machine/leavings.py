@@ -84,7 +84,7 @@ CATALOGUE = {
         ("/run/kubernetes",),
     ),
     "etcd": Leavings(
-        "etcd.service", ("/opt/etcd/cfg/etcd", "/run/kubewright/etcd-new-cluster"), (), ("/run/kubewright",)
+        "etcd.service", ("/opt/etcd/cfg/etcd", "/run/kubewright/etcd-first-start"), (), ("/run/kubewright",)
     ),
     "pki": Leavings("", ("/opt/etcd/ssl/*", "/opt/flannel/ssl/*", "/opt/kubernetes/ssl/*.*")),
     "sysprep": Leavings("", restore.OWN_FILES),

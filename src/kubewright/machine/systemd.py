@@ -59,10 +59,22 @@ def reset_failed(unit: str) -> None:
     _run("systemctl", "reset-failed", unit)
 
 
+def disable(unit: str) -> None:
+    """Stop the unit, and start it at no boot any more."""
+    _check(_run("systemctl", "disable", "--now", "--quiet", unit), f"systemctl disable {unit}")
+
+
 def restart(unit: str) -> None:
     """Queue a restart and return at once: whoever calls this waits for the service's own health, not for systemd."""
     reset_failed(unit)
     _check(_run("systemctl", "restart", "--no-block", unit), f"systemctl restart {unit}")
+
+
+def stop(unit: str) -> None:
+    """Stop the unit and wait until it is down; one that does not run, or is not there, is down already."""
+    reply = _run("systemctl", "stop", unit)
+    if states([unit])[unit].get("LoadState") != "not-found":
+        _check(reply, f"systemctl stop {unit}")
 
 
 def journal(unit: str, since: float, lines: int = 300) -> list[str]:

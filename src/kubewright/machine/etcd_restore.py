@@ -1,0 +1,147 @@
+"""A member's data replaced by that of a snapshot. What was there is moved aside, never removed.
+
+All members are restored from the same snapshot with the same token, by which etcd computes the ids of the new cluster;
+members of the old one are strangers to it. A marker beside the data says that a restore is not finished: whoever
+repeats it then replaces what the interrupted one made, and moves nothing aside a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from typing import Any
+
+from . import etcd_members, etcd_scratch, etcd_snapshot, etcd_status, files, health, systemd
+
+_MARKER = "kubewright-restore.json"
+_STAGED = ".kubewright-restoring"
+
+
+def _aside(data: str, moment: str) -> str:
+    """Move a member's data out of the way; where to, or empty when there is none."""
+    member = os.path.join(data, "member")
+    if not os.path.exists(member):
+        return ""
+    path = f"{member}.before-{moment}"
+    os.rename(member, path)
+    return path
+
+
+def place(snapshot: str, sha256: str, data: str, identity: dict[str, str], moment: str) -> dict[str, Any]:
+    """Restore `snapshot` into the data directory of a member that is stopped.
+
+    `identity`: {name, peer (its URL), cluster (NAME=URL,...), token}. Returns {moved: where the data before is, or
+    empty, seconds}. Until `finish` the restore counts as interrupted.
+    """
+    begin = time.monotonic()
+    if files.sha256_of(snapshot) != sha256 or not etcd_snapshot.is_whole(snapshot):
+        raise etcd_snapshot.SnapshotError("the snapshot was damaged on its way here; run again")
+    etcd_snapshot.need_room(data, os.path.getsize(snapshot), "the restored data")
+    files.make_directory(data, 0o700)
+    staged, marker, member = (os.path.join(data, name) for name in (_STAGED, _MARKER, "member"))
+    shutil.rmtree(staged, ignore_errors=True)
+    etcd_scratch.restore(snapshot, staged, identity["name"], identity["peer"], identity["cluster"], identity["token"])
+    interrupted = files.read_json(marker)
+    if interrupted is None:
+        interrupted = {"moved": _aside(data, moment)}
+        files.write_atomic(marker, json.dumps(interrupted).encode(), 0o600)
+    # What is there now, if anything, was made by an interrupted restore.
+    shutil.rmtree(member, ignore_errors=True)
+    os.rename(os.path.join(staged, "member"), member)
+    os.rmdir(staged)
+    return {"moved": interrupted["moved"], "seconds": round(time.monotonic() - begin, 2)}
+
+
+def empty(data: str) -> str:
+    """Move what a member that will join anew still has out of the way; where to, or empty."""
+    if os.path.exists(os.path.join(data, _MARKER)):
+        os.unlink(os.path.join(data, _MARKER))
+    return _aside(data, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+
+
+def finish(data: str) -> None:
+    """The restored member is healthy."""
+    path = os.path.join(data, _MARKER)
+    if os.path.exists(path):
+        os.unlink(path)
+
+
+def remains(data: str, url: str) -> dict[str, Any]:
+    """What a member has that may not answer: {data, interrupted, written (seconds of the epoch), size, revision}.
+
+    `revision` is None where only stopping the member would tell; `url` is its client URL, whose lock on the database
+    is held while it runs.
+    """
+    database = os.path.join(data, "member", "snap", "db")
+    found: dict[str, Any] = {
+        "url": url,
+        "data": os.path.exists(database),
+        "interrupted": os.path.exists(os.path.join(data, _MARKER)),
+        "free": etcd_snapshot.free_bytes(data),
+        "written": None,
+        "size": 0,
+        "revision": None,
+    }
+    if found["data"]:
+        log = os.path.join(data, "member", "wal")
+        times = [os.stat(database).st_mtime]
+        times += [os.stat(os.path.join(log, name)).st_mtime for name in os.listdir(log) if name.endswith(".wal")]
+        found["written"], found["size"] = max(times), os.path.getsize(database)
+        state = systemd.states(["etcd.service"])["etcd.service"].get("ActiveState", "")
+        if state in ("inactive", "failed"):
+            with contextlib.suppress(etcd_snapshot.SnapshotError, ValueError):
+                found["revision"] = etcd_snapshot.contents(database)["revision"]
+    return found
+
+
+def standing(members: list[dict[str, str]], tls: dict[str, str], name: str) -> dict[str, str]:
+    """What has to be done to give the member `name` new data: {state, refusal}. `members`: {name, url} of all.
+
+    state  healthy: nothing. replace: it is a member, and must leave and come back. join: it has left already.
+           resume: it has come back, and has no vote yet.
+    """
+    seen = etcd_status.survey(members, tls)
+    own = next(one for one in seen if one["name"] == name)
+    others = [etcd_status.endpoint(tls, one["url"]) for one in seen if one["name"] != name]
+    listed = etcd_members.list_members(others)
+    member = etcd_members.find(listed, name, etcd_members.host(own["url"]))
+    if member is None:
+        return {"state": "join", "refusal": ""}
+    if member.learner:
+        return {"state": "resume", "refusal": ""}
+    if own["healthy"] and "CORRUPT" not in own["alarms"]:
+        return {"state": "healthy", "refusal": ""}
+    return {"state": "replace", "refusal": etcd_members.removal_refusal(listed, member)}
+
+
+def stop(units: list[str]) -> list[str]:
+    """Stop units in this order; those that ran."""
+    states = systemd.states(units)
+    running = [unit for unit in units if states[unit].get("ActiveState") in ("active", "activating", "reloading")]
+    for unit in units:
+        systemd.stop(unit)
+    return running
+
+
+def restart(services: list[dict[str, Any]]) -> dict[str, Any]:
+    """Restart those services that are enabled here, each waiting for its health.
+
+    `services`: {unit, checks, timeout}. Returns {restarted, failure: None or {unit, reason, journal}}.
+    """
+    states = systemd.states([service["unit"] for service in services])
+    restarted: list[str] = []
+    for service in services:
+        unit = service["unit"]
+        if states[unit].get("UnitFileState") != "enabled":
+            continue
+        begin = time.time()
+        systemd.restart(unit)
+        reason = health.wait(unit, service["checks"], float(service["timeout"]))
+        if reason:
+            evidence = {"unit": unit, "reason": reason, "journal": systemd.journal(unit, begin)}
+            return {"restarted": restarted, "failure": evidence}
+        restarted.append(unit)
+    return {"restarted": restarted, "failure": None}

@@ -1,0 +1,133 @@
+"""Care of a living etcd: files that are mostly air are rewritten, one member at a time, and alarms lifted.
+
+Defragmenting blocks a member while it rewrites its file (etcd, maintenance), so the others must do without it:
+the same rule as for a restart.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import etcd, etcd_status, health
+
+# A file of this many GB may take minutes.
+_DEFRAG_SECONDS = 600.0
+_HEALTH_SECONDS = 60.0
+
+
+def share_unused(one: dict[str, Any]) -> float:
+    """Percent of a member's file that hold nothing."""
+    size, used = int(one["db_size"]), int(one["db_used"])
+    return 100.0 * (size - used) / size if size else 0.0
+
+
+def plan(members: list[dict[str, Any]], threshold: float, smallest: int, quota: int) -> list[dict[str, Any]]:
+    """Which members are worth it, leader last: more than `threshold` percent of a file of `smallest` bytes are unused.
+
+    A member with less than a tenth of `quota` bytes left is taken whatever it holds.
+    """
+    worth = [
+        one
+        for one in members
+        if one["answers"]
+        and (
+            "NOSPACE" in one["alarms"]
+            or (one["db_size"] > 0.9 * quota and one["db_used"] < one["db_size"])
+            or (one["db_size"] >= smallest and share_unused(one) > threshold)
+        )
+    ]
+    return sorted(worth, key=lambda one: bool(one["leader"]))
+
+
+def _wait_healthy(endpoint: dict[str, Any], alarmed: bool) -> str:
+    check = {**endpoint, "kind": "http", "url": f"{endpoint['url']}/health", "expect": '"health":"true"'}
+    deadline = time.monotonic() + _HEALTH_SECONDS
+    while True:
+        reason = health.probe(check)
+        if alarmed and reason:
+            # An alarm alone makes /health say no; that the member answers has to do until it is lifted.
+            try:
+                etcd.ask(endpoint, "/v3/maintenance/status", {})
+                return ""
+            except etcd.EtcdError as error:
+                reason = str(error)
+        if not reason or time.monotonic() > deadline:
+            return reason
+        time.sleep(0.25)
+
+
+def _defragment(one: dict[str, Any], tls: dict[str, str], alarmed: bool) -> dict[str, Any]:
+    endpoint = etcd_status.endpoint(tls, one["url"])
+    if not alarmed:
+        reason = etcd.quorum_depends_on(endpoint)
+        if reason:
+            raise etcd.EtcdError(reason.replace("restarting", "defragmenting"))
+    begin = time.monotonic()
+    etcd.ask(endpoint, "/v3/maintenance/defragment", {}, _DEFRAG_SECONDS)
+    reason = _wait_healthy(endpoint, alarmed)
+    if reason:
+        raise etcd.EtcdError(f"{one['name']} is not healthy after it was defragmented: {reason}; the others were left")
+    after = int(etcd.ask(endpoint, "/v3/maintenance/status", {}).get("dbSize", 0))
+    return {"name": one["name"], "before": one["db_size"], "after": after, "seconds": time.monotonic() - begin}
+
+
+def _compact(members: list[dict[str, Any]], tls: dict[str, str]) -> int:
+    """Drop all old revisions; the API server cannot do it while there is no space."""
+    first = next(one for one in members if one["answers"])
+    revision: int = max(one["revision"] for one in members if one["answers"])
+    try:
+        body = {"revision": str(revision), "physical": True}
+        etcd.ask(etcd_status.endpoint(tls, first["url"]), "/v3/kv/compaction", body, _DEFRAG_SECONDS)
+    except etcd.EtcdError as error:
+        if "has been compacted" not in str(error):
+            raise
+    return revision
+
+
+def lift(members: list[dict[str, Any]], tls: dict[str, str], quota: int) -> list[str]:
+    """Take NOSPACE back from members that have space again; what was done or not, as sentences. CORRUPT stays."""
+    told = []
+    answering = [one for one in members if one["answers"]]
+    for one in answering:
+        if "NOSPACE" not in one["alarms"]:
+            continue
+        if one["db_size"] >= quota:
+            told.append(
+                f"{one['name']}: still {etcd_status.megabytes(one['db_size'])} of "
+                f"{etcd_status.megabytes(quota)}: NOSPACE stays; raise etcd_quota_backend_bytes and run --tags etcd"
+            )
+            continue
+        body = {"action": "DEACTIVATE", "memberID": str(int(one["member"], 16)), "alarm": "NOSPACE"}
+        etcd.ask(etcd_status.endpoint(tls, answering[0]["url"]), "/v3/maintenance/alarm", body)
+        told.append(f"{one['name']}: alarm NOSPACE lifted")
+    return told
+
+
+def maintain(members: list[dict[str, str]], tls: dict[str, str], limits: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Survey, defragment what is worth it, lift alarms. `limits`: {threshold, smallest, quota}.
+
+    Returns {before, after: surveys, done: [{name, before, after, seconds}], told: sentences, corrupt: names}.
+    """
+    before = etcd_status.survey(members, tls)
+    todo = plan(before, limits["threshold"], limits["smallest"], limits["quota"])
+    alarmed = any("NOSPACE" in one["alarms"] for one in before)
+    if alarmed and not check:
+        _compact(before, tls)
+        before_defrag = etcd_status.survey(members, tls)
+        todo = plan(before_defrag, limits["threshold"], limits["smallest"], limits["quota"])
+    if check:
+        done = [
+            {"name": one["name"], "before": one["db_size"], "after": one["db_used"], "seconds": 0.0} for one in todo
+        ]
+        return {"before": before, "after": before, "done": done, "told": [], "corrupt": _corrupt(before)}
+    done = [_defragment(one, tls, alarmed) for one in todo]
+    after = etcd_status.survey(members, tls)
+    told = lift(after, tls, limits["quota"])
+    if any(line.endswith("lifted") for line in told):
+        after = etcd_status.survey(members, tls)
+    return {"before": before, "after": after, "done": done, "told": told, "corrupt": _corrupt(after)}
+
+
+def _corrupt(members: list[dict[str, Any]]) -> list[str]:
+    return [one["name"] for one in members if "CORRUPT" in one["alarms"]]

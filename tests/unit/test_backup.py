@@ -1,0 +1,281 @@
+"""Backups as files: what goes in comes out, and nothing else does."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubewright import backup, envelope
+from kubewright.errors import UserError
+
+SECRET = "correct horse battery"
+BLOCK = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _cheap_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envelope, "_COST", 2**4)
+
+
+def sealed(content: bytes, path: Path) -> Path:
+    with path.open("wb") as stream:
+        writer = envelope.Writer(stream, SECRET)
+        for begin in range(0, len(content), 70000):
+            writer.write(content[begin : begin + 70000])
+        writer.finish()
+    return path
+
+
+def opened(path: Path, secret: str = SECRET) -> bytes:
+    with path.open("rb") as stream:
+        return io.BufferedReader(envelope.Reader(stream, secret, str(path))).read()
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_an_envelope_gives_back_what_was_put_in(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    path = sealed(content, tmp_path / "x")
+    assert opened(path) == content
+    assert size < 16 or content[:64] not in path.read_bytes()
+
+
+def test_another_passphrase_is_told_from_damage(tmp_path: Path) -> None:
+    path = sealed(b"x" * 10, tmp_path / "x")
+    with pytest.raises(UserError, match="the passphrase is not that of"):
+        opened(path, SECRET + "!")
+    (tmp_path / "y").write_bytes(b"PK\3\4")
+    with pytest.raises(envelope.DamagedError, match="is not a backup of kubewright"):
+        opened(tmp_path / "y")
+
+
+def test_every_altered_byte_and_every_cut_is_damage(tmp_path: Path) -> None:
+    path = sealed(b"a" * (BLOCK + 100), tmp_path / "x")
+    content = path.read_bytes()
+    header = len(content) - (BLOCK + 100 + 2 * 20)
+    for place in (header, header + 3, header + 4, header + 5000, len(content) - 1):
+        altered = bytearray(content)
+        altered[place] ^= 1
+        path.write_bytes(altered)
+        with pytest.raises(envelope.DamagedError):
+            opened(path)
+    for size in (header, header + 2, header + 4 + BLOCK + 16, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(envelope.DamagedError):
+            opened(path)
+    path.write_bytes(content + b"\0")
+    with pytest.raises(envelope.DamagedError):
+        opened(path)
+
+
+def test_blocks_cannot_be_swapped(tmp_path: Path) -> None:
+    path = sealed(b"a" * BLOCK + b"b" * BLOCK + b"c", tmp_path / "x")
+    content = path.read_bytes()
+    block = 4 + BLOCK + 16
+    header = len(content) - 2 * block - (4 + 1 + 16)
+    first, second = content[header : header + block], content[header + block : header + 2 * block]
+    path.write_bytes(content[:header] + second + first + content[header + 2 * block :])
+    with pytest.raises(envelope.DamagedError):
+        opened(path)
+
+
+def certificate(name: str) -> str:
+    return f"-----BEGIN CERTIFICATE-----\n{name}\n-----END CERTIFICATE-----\n"
+
+
+def snapshot(path: Path, content: bytes = b"page" * 1024) -> Path:
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    return path
+
+
+class Controller:
+    def __init__(self, home: Path, name: str = "lab", ca: str = "one") -> None:
+        self.home, self.name = home, name
+        self.pki, self.secrets, self.backups = home / "pki", home / "secrets", home / "backups"
+        for directory in (self.pki, self.secrets):
+            directory.mkdir(parents=True)
+        (self.pki / "etcd-ca.pem").write_text(certificate(f"{ca}etcd"))
+        (self.pki / "kubernetes-ca.pem").write_text(certificate(f"{ca}kube"))
+        (self.pki / "etcd-ca-key.pem").write_text("key")
+        (self.pki / "etcd-ca-key.pem").chmod(0o600)
+        (self.secrets / "encryption_key").write_text(f"{ca}secret")
+
+    def back_up(self, content: bytes = b"page" * 1024, hour: int = 1) -> Path:
+        self.backups.mkdir(exist_ok=True)
+        moment = datetime.datetime(2026, 1, 1, hour, tzinfo=datetime.UTC)
+        path = self.backups / backup.name_of(self.name, moment, 7)
+        facts: dict[str, Any] = {"cluster": self.name, "created": moment.isoformat(), "etcd": {"revision": 7}}
+        source = snapshot(self.home / "snapshot.db", content)
+        backup.write(path, SECRET, facts, source, {"pki": self.pki, "secrets": self.secrets})
+        return path
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Controller:
+    return Controller(tmp_path / "ours")
+
+
+def test_a_backup_holds_everything_and_shows_nothing(ours: Controller, tmp_path: Path) -> None:
+    path = ours.back_up()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    found = backup.opened(path, SECRET, tmp_path / "out")
+    assert found.manifest["cluster"] == "lab"
+    assert set(found.manifest["parts"]) == {
+        backup.SNAPSHOT,
+        "pki/etcd-ca.pem",
+        "pki/etcd-ca-key.pem",
+        "pki/kubernetes-ca.pem",
+        "secrets/encryption_key",
+    }
+    assert (tmp_path / "out/secrets/encryption_key").read_text() == "onesecret"
+    assert found.snapshot.read_bytes() == (ours.home / "snapshot.db").read_bytes()
+    assert not [one for one in (tmp_path / "out").rglob("*") if one.is_file() and one.stat().st_mode & 0o033]
+    for word in (b"onesecret", b"CERTIFICATE", b"manifest", b"page"):
+        assert word not in path.read_bytes()
+
+
+def test_a_snapshot_without_its_own_checksum_is_corrupt(ours: Controller, tmp_path: Path) -> None:
+    path = ours.backups / "bad.kwbackup"
+    ours.backups.mkdir()
+    source = ours.home / "bad.db"
+    source.write_bytes(b"page" * 1024 + b"0" * 32)
+    backup.write(
+        path, SECRET, {"cluster": "lab", "created": "", "etcd": {}}, source, {"pki": ours.pki, "secrets": ours.secrets}
+    )
+    with pytest.raises(UserError, match="is corrupt"):
+        backup.opened(path, SECRET, tmp_path / "out")
+
+
+def test_whose_backup_it_is(ours: Controller, tmp_path: Path) -> None:
+    manifest = backup.read(ours.back_up(), SECRET, None)
+    assert backup.foreign(manifest, "lab", backup.cas(ours.pki)) == ""
+    assert "one of the cluster lab, this is prod" in backup.foreign(manifest, "prod", backup.cas(ours.pki))
+    other = Controller(tmp_path / "other", ca="two")
+    assert "none of its CAs is ours" in backup.foreign(manifest, "lab", backup.cas(other.pki))
+    # A controller without CAs has nothing to compare with; one that rotates its CA has the old one in the bundle.
+    assert backup.foreign(manifest, "lab", []) == ""
+    (other.pki / "etcd-ca-bundle.pem").write_text(certificate("two") + certificate("oneetcd"))
+    assert backup.foreign(manifest, "lab", backup.cas(other.pki)) == ""
+
+
+def test_custody_is_taken_where_there_is_none_only(ours: Controller, tmp_path: Path) -> None:
+    found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
+    pki = tmp_path / "new/pki"
+    pki.parent.mkdir()
+    assert "restored from the backup" in backup.custody(found.directory, "pki", pki, "NOW", replace=False)
+    assert stat.S_IMODE(pki.stat().st_mode) == 0o700
+    assert stat.S_IMODE((pki / "etcd-ca-key.pem").stat().st_mode) == 0o600
+    (pki / "mine").write_text("x")
+    assert backup.custody(found.directory, "pki", pki, "NOW", replace=False) == ""
+    assert "pki.before-NOW" in backup.custody(found.directory, "pki", pki, "NOW", replace=True)
+    assert (tmp_path / "new/pki.before-NOW/mine").exists()
+    assert not (pki / "mine").exists()
+
+
+def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
+    found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
+    assert backup.differing(found.directory, ours.secrets) == ""
+    (ours.secrets / "encryption_key").write_text("rotated")
+    assert "another key" in backup.differing(found.directory, ours.secrets)
+
+
+def test_retention_keeps_the_newest_whatever_it_is_told(ours: Controller) -> None:
+    paths = [ours.back_up(hour=hour) for hour in range(5)]
+    (ours.backups / "notes.txt").write_text("mine")
+    (ours.backups / "lab2-20260101T000000Z-r7.kwbackup").write_text("of another cluster")
+    assert backup.prune(ours.backups, "lab", 3) == [paths[1].name, paths[0].name]
+    assert backup.prune(ours.backups, "lab", 0) == [paths[3].name, paths[2].name]
+    assert backup.find("latest", ours.backups, "lab") == paths[4]
+    assert len(list(ours.backups.iterdir())) == 3
+
+
+def test_a_backup_that_is_not_there_names_those_that_are(ours: Controller) -> None:
+    path = ours.back_up()
+    assert backup.find(path.name, ours.backups, "lab") == path
+    with pytest.raises(UserError, match="no such backup") as caught:
+        backup.find("lab-x", ours.backups, "lab")
+    assert path.name in str(caught.value)
+    with pytest.raises(UserError, match="holds no backup of prod"):
+        backup.find("latest", ours.backups, "prod")
+
+
+def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path) -> None:
+    code = (
+        "import os,sys,pathlib\nfrom kubewright import backup\n"
+        "with backup.workplace(pathlib.Path(sys.argv[1])) as work:\n"
+        "    (work / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "backups")], check=False)
+    assert list((tmp_path / "backups").rglob("half"))
+    with backup.workplace(tmp_path / "backups") as work:
+        assert not list((tmp_path / "backups").rglob("half"))
+        assert stat.S_IMODE(work.stat().st_mode) == 0o700
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_targets(ours: Controller, tmp_path: Path) -> None:
+    path = ours.back_up()
+    share = tmp_path / "share"
+    missing: list[dict[str, Any]] = [{"directory": str(share)}, {"command": ["no-such-program"]}, {"path": "/x"}]
+    assert len(backup.target_problems(missing)) == 3
+    assert "is it mounted?" in backup.target_problems(missing)[0]
+    share.mkdir()
+    assert backup.deliver(path, {"directory": str(share)}) == str(share / path.name)
+    assert (share / path.name).read_bytes() == path.read_bytes()
+    command = {"command": ["cp", "{}", str(tmp_path / "copy")]}
+    assert backup.target_problems([command]) == []
+    backup.deliver(path, command)
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    backup.deliver(path, {"command": ["test", "-f"]})
+    with pytest.raises(UserError, match=r"cp ended with 1: .*no/dir"):
+        backup.deliver(path, {"command": ["cp", "{}", str(tmp_path / "no/dir")]})
+
+
+def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "passphrase"
+    file.write_text(f"{SECRET}\n")
+    file.chmod(0o600)
+    assert backup.passphrase("", str(file), "") == SECRET
+    assert backup.passphrase("from the vault", str(file), "") == "from the vault"
+    assert backup.passphrase("", "", "of the environment") == "of the environment"
+    file.chmod(0o644)
+    for arguments, words in (
+        (("", str(file), ""), "others may read it"),
+        (("", str(tmp_path / "none"), ""), "cannot be read"),
+        (("", "", ""), "there is no passphrase"),
+        (("short", "", ""), "has 5 characters"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            backup.passphrase(*arguments)
+        assert SECRET not in str(caught.value)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 20))
+    with pytest.raises(UserError, match="has 1 MiB free, 164 MiB are needed"):
+        backup.need_room(tmp_path / "not/yet", 100 << 20, "the backup")
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "evil"
+    with path.open("wb") as stream:
+        writer = envelope.Writer(stream, SECRET)
+        with gzip.GzipFile(fileobj=writer, mode="wb") as packed, tarfile.open(fileobj=packed, mode="w|") as archive:
+            content = json.dumps({"format": 1, "parts": {}}).encode()
+            for name in ("manifest.json", "../outside"):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        writer.finish()
+    with pytest.raises(UserError, match="is damaged"):
+        backup.read(path, SECRET, tmp_path / "out")
+    assert not (tmp_path / "outside").exists()

@@ -1,0 +1,250 @@
+"""Snapshots, upkeep and restores of a real etcd on the loopback, and who is asked for what."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from debian_packages import unpacked
+
+from kubewright.machine import etcd, etcd_restore, etcd_scratch, etcd_snapshot, etcd_status, etcd_upkeep, health
+
+CONFIG = "/coreos.com/network/config"
+
+
+def seen(name: str, **more: Any) -> dict[str, Any]:
+    known = {"name": name, "url": name, "answers": True, "healthy": True, "reason": "", "member": name[-1]}
+    known |= {"leader": False, "learner": False, "alarms": [], "db_size": 100 << 20, "db_used": 90 << 20, "revision": 9}
+    return {**known, "cluster": "c", "version": "3.4.23", **more}
+
+
+def test_a_snapshot_is_not_asked_of_the_leader_where_another_can() -> None:
+    members = [seen("m1", leader=True), seen("m2"), seen("m3")]
+    assert (etcd_status.of_choice(members) or {})["name"] == "m2"
+    assert (etcd_status.of_choice(members, "m3") or {})["name"] == "m3"
+    assert (etcd_status.of_choice(members, "m1") or {})["name"] == "m2"
+    members = [seen("m1", leader=True), seen("m2", healthy=False), seen("m3", alarms=["CORRUPT"])]
+    assert (etcd_status.of_choice(members) or {})["name"] == "m1"
+    assert etcd_status.of_choice([seen("m2", healthy=False), seen("m4", learner=True)]) is None
+
+
+def test_all_members_agree_on_who_takes_the_scheduled_one() -> None:
+    members = [seen("m1", leader=True), seen("m3"), seen("m2")]
+    assert {etcd_status.on_duty(order) for order in (members, members[::-1])} == {"m2"}
+    assert etcd_status.on_duty([seen("m1", leader=True), seen("m2", healthy=False)]) == "m1"
+    assert etcd_status.on_duty([seen("m2", healthy=False)]) == ""
+
+
+def test_only_what_is_worth_it_is_defragmented_and_the_leader_last() -> None:
+    airy = {"db_used": 10 << 20}
+    members = [seen("m1", leader=True, **airy), seen("m2", **airy), seen("m3"), seen("m4", db_size=1 << 20, db_used=1)]
+    assert [one["name"] for one in etcd_upkeep.plan(members, 30, 64 << 20, 4 << 30)] == ["m2", "m1"]
+    assert [one["name"] for one in etcd_upkeep.plan([seen("m5", alarms=["NOSPACE"])], 30, 1 << 40, 1)] == ["m5"]
+    nearly_full = [seen("m6", db_size=95 << 20)]
+    assert [one["name"] for one in etcd_upkeep.plan(nearly_full, 99, 1 << 40, 100 << 20)] == ["m6"]
+
+
+def test_the_table_shows_what_a_person_looks_for() -> None:
+    members = [seen("m1", leader=True, alarms=["NOSPACE"]), {"name": "m2", "answers": False}]
+    text = "\n".join(etcd_status.table(members))
+    assert "leader, ALARM NOSPACE" in text
+    assert "does not answer" in text
+
+
+def test_rotation_keeps_the_newest() -> None:
+    names = [f"etcd-2026010{day}T000000Z-r{day}.db" for day in range(1, 5)]
+    assert etcd_snapshot.surplus([*names, "mine.db", ".partial-1.db"], 2) == names[:2]
+    assert etcd_snapshot.surplus(names[:1], 0) == []
+
+
+@pytest.fixture(scope="module")
+def programs() -> Path:
+    """A directory with etcd and etcdctl, as machines have them."""
+    root = unpacked("etcd", ["etcd-server"])
+    client = unpacked("etcdctl", ["etcd-client"])
+    return _linked(root, client)
+
+
+def _linked(root: Path, client: Path) -> Path:
+    path = client / "both"
+    path.mkdir(exist_ok=True)
+    for name, home in (("etcd", root), ("etcdctl", client)):
+        if not (path / name).exists():
+            (path / name).symlink_to(home / "usr/bin" / name)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _tools(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "programs" in request.fixturenames:
+        path = request.getfixturevalue("programs")
+        monkeypatch.setattr(etcd_snapshot, "_PATH", f"{path}:/usr/bin:/bin")
+        monkeypatch.setattr(etcd_scratch, "BINARY", str(path / "etcd"))
+
+
+def names(path: Path | str) -> list[str]:
+    return sorted(one.name for one in Path(path).iterdir())
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Member:
+    def __init__(self, programs: Path, data: Path, *more: str) -> None:
+        self.data = data
+        self.url = f"http://127.0.0.1:{free_port()}"
+        peer = f"http://127.0.0.1:{free_port()}"
+        command = [str(programs / "etcd"), "--name=one", f"--data-dir={data}", "--logger=zap"]
+        command += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
+        command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+        command += [f"--initial-cluster=one={peer}", *more]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        check = {"kind": "http", "url": f"{self.url}/health", "expect": '"health":"true"'}
+        deadline = time.monotonic() + 30
+        while health.probe(check) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    @property
+    def listed(self) -> list[dict[str, str]]:
+        return [{"name": "one", "url": self.url}]
+
+    def put(self, key: str, value: str) -> None:
+        etcd.ask({"url": self.url}, "/v3/kv/put", {"key": etcd._b64(key), "value": etcd._b64(value)})
+
+    def fill(self) -> None:
+        for _ in range(100):
+            self.put("/big", "x" * 500000)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def living(programs: Path, tmp_path: Path) -> Iterator[Member]:
+    member = Member(programs, tmp_path / "data", "--quota-backend-bytes=16777216")
+    for number in range(20):
+        member.put(f"/registry/namespaces/{number}", '{"kind":"Namespace"}')
+    member.put(CONFIG, '{"Network":"10.1.0.0/16"}')
+    yield member
+    member.stop()
+
+
+def test_a_snapshot_is_proven_and_restored(living: Member, tmp_path: Path) -> None:
+    directory = str(tmp_path / "snapshots")
+    members = [*living.listed, {"name": "dead", "url": f"http://127.0.0.1:{free_port()}"}]
+    taken = etcd_snapshot.lend(members, {}, directory, "dead", "root")
+    assert taken["member"] == "one"
+    assert taken["revision"] == 22
+    assert Path(taken["path"]).stat().st_mode & 0o777 == 0o600
+    told = etcd_scratch.rehearse(taken["path"], directory, {}, CONFIG, taken["revision"])
+    assert (told["keys"], told["revision"]) == (21, 22)
+    assert told["samples"] == ["20 namespaces", "flannel's network 10.1.0.0/16"]
+    assert names(directory) == [Path(taken["path"]).name]
+    with pytest.raises(etcd_snapshot.SnapshotError, match="restored, it is at revision 22, the backup says 23"):
+        etcd_scratch.rehearse(taken["path"], directory, {}, CONFIG, 23)
+    living.put(CONFIG, "gibberish")
+    taken = etcd_snapshot.lend(living.listed, {}, directory, "", "root")
+    with pytest.raises(etcd_snapshot.SnapshotError, match="holds no configuration of flannel"):
+        etcd_scratch.rehearse(taken["path"], directory, {}, CONFIG, 1)
+    assert names(directory) == [Path(taken["path"]).name]
+    with Path(taken["path"]).open("r+b") as stream:
+        stream.seek(9000)
+        stream.write(b"\xff")
+    assert not etcd_snapshot.is_whole(taken["path"])
+    with pytest.raises(etcd_snapshot.SnapshotError, match="expected sha256"):
+        etcd_scratch.rehearse(taken["path"], directory, {}, CONFIG, 1)
+
+
+def test_a_disk_that_is_too_small_is_said_before(living: Member, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: 1 << 20)
+    with pytest.raises(etcd_snapshot.SnapshotError, match=r"has 1\.0 MiB free, .* are needed for a snapshot of one"):
+        etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
+    assert names(tmp_path / "s") == []
+
+
+def test_the_timer_takes_one_and_keeps_some(living: Member, tmp_path: Path) -> None:
+    directory = tmp_path / "snapshots"
+    config = {"name": "one", "members": living.listed, "tls": {}, "directory": str(directory), "keep": 1}
+    assert "21 keys" not in etcd_snapshot.scheduled({**config, "name": "two"})
+    assert etcd_snapshot.scheduled({**config, "name": "two"}) == "left to one"
+    directory.mkdir()
+    (directory / "etcd-20200101T000000Z-r1.db").write_text("old")
+    (directory / ".partial-9.db").write_text("of a run that was killed")
+    assert "keys, hash" in etcd_snapshot.scheduled(config)
+    assert [name[-7:] for name in names(directory)] == ["-r22.db"]
+
+
+def test_what_a_dead_member_holds_is_salvaged_from_its_log(living: Member, tmp_path: Path) -> None:
+    living.put("/last", "word")
+    living.stop()
+    before = {path: path.read_bytes() for path in living.data.rglob("*") if path.is_file()}
+    taken = etcd_scratch.salvage(str(living.data), str(tmp_path / "s"), {}, "root")
+    assert taken["revision"] == 23
+    assert {path: path.read_bytes() for path in living.data.rglob("*") if path.is_file()} == before
+    assert names(tmp_path / "s") == [Path(taken["path"]).name]
+
+
+def test_a_restore_that_was_interrupted_moves_nothing_aside_twice(
+    living: Member, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
+    living.put("/after", "x")
+    living.stop()
+    data = str(living.data)
+    peer = "http://127.0.0.1:1"
+    identity = {"name": "one", "peer": peer, "cluster": f"one={peer}", "token": "t1"}
+
+    def no_more(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        # Between the old data and the new.
+        broken.setattr(etcd_restore.shutil, "rmtree", lambda path, **_: None if "restoring" in path else no_more())
+        with pytest.raises(KeyboardInterrupt):
+            etcd_restore.place(taken["path"], taken["sha256"], data, identity, "FIRST")
+    assert not Path(data, "member").exists()
+    assert etcd_restore.remains(data, "")["interrupted"]
+    for _ in range(2):
+        done = etcd_restore.place(taken["path"], taken["sha256"], data, identity, "SECOND")
+        assert done["moved"] == f"{data}/member.before-FIRST"
+    etcd_restore.finish(data)
+    assert names(data) == ["member", "member.before-FIRST"]
+    again = Member(programs, living.data, "--force-new-cluster")
+    try:
+        known = etcd_status.survey(again.listed, {})[0]
+        assert known["revision"] == taken["revision"]
+    finally:
+        again.stop()
+
+
+def test_a_damaged_transfer_changes_nothing(living: Member, tmp_path: Path) -> None:
+    taken = etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
+    with pytest.raises(etcd_snapshot.SnapshotError, match="damaged on its way"):
+        etcd_restore.place(taken["path"], "0" * 64, str(living.data), {}, "NOW")
+    assert names(living.data) == ["member"]
+
+
+def test_a_member_without_space_gets_some_and_loses_its_alarm(living: Member) -> None:
+    with pytest.raises(etcd.EtcdError, match="database space exceeded"):
+        living.fill()
+    limits = {"threshold": 30, "smallest": 1 << 20, "quota": 16777216}
+    foreseen = etcd_upkeep.maintain(living.listed, {}, limits, True)
+    assert [one["name"] for one in foreseen["done"]] == ["one"]
+    assert foreseen["before"][0]["alarms"] == ["NOSPACE"]
+    done = etcd_upkeep.maintain(living.listed, {}, limits, False)
+    assert done["told"] == ["one: alarm NOSPACE lifted"]
+    assert done["done"][0]["after"] < done["done"][0]["before"] / 4
+    assert done["after"][0]["alarms"] == []
+    living.put("/big", "small")
+    assert etcd_upkeep.maintain(living.listed, {}, limits, False)["done"] == []
+    json.dumps(done)
