@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubewright import components
-from kubewright.machine import component, files
+from kubewright.machine import component, files, placed
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by ro
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
     monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(placed, "PLACED", str(tmp_path / "placed.json"))
     monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "digests.json"),))
 
 

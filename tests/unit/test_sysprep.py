@@ -42,8 +42,8 @@ def test_nothing_is_missing() -> None:
 def test_what_is_not_utf8_in_a_file_stays_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     there = tmp_path / "hosts"
     there.write_bytes(b"127.0.0.1 b\xfcro\n")
-    real = sysprep._read
-    monkeypatch.setattr(sysprep, "_read", lambda _: real(str(there)))
+    real = sysprep.read
+    monkeypatch.setattr(sysprep, "read", lambda _: real(str(there)))
     written = sysprep._file
     monkeypatch.setattr(sysprep, "_file", lambda _, wanted, check: written(str(there), wanted, check))
     [difference] = sysprep.hosts({"entries": ["10.0.0.1 m1"]}, False)

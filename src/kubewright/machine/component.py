@@ -24,7 +24,7 @@ import stat
 import time
 from typing import Any
 
-from . import docker, etcd, files, health, systemd
+from . import docker, etcd, files, health, placed, systemd
 
 STORE = "/opt/kubewright/store"
 RECORDS = "/var/lib/kubewright/components"
@@ -269,6 +269,8 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     result: dict[str, Any] = {"restarted": [], "seconds": {}, "refusal": _refusal(components, found), "failure": None}
     if result["refusal"]:
         return result
+    stored = {binary["link"]: store_path(binary) for component in components for binary in component["binaries"]}
+    placed.remember(components, stored, {c["name"] for c in components if os.path.exists(_record_path(c["name"]))})
     for component, finding in zip(components, found):
         _place(component, contents, staged, finding)
     touched_units = any(

@@ -1,10 +1,12 @@
 """Basic settings of a machine that are more than files: compared and set, each with what it was.
 
-A setting is one function that returns the differences and, unless only asked, removes them.
+A setting is one function that returns the differences and, unless only asked, removes them. Before it does, what was
+there is kept in /var/lib/kubewright/sysprep.json: {what: {before, after}}, `before` as it was the first time.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,8 +15,10 @@ from typing import Any, Callable
 
 from . import component, files, systemd
 
+RECORD = "/var/lib/kubewright/sysprep.json"
 _FIREWALLS = ("firewalld.service", "ufw.service")
 _HOSTS_BEGIN, _HOSTS_END = "# BEGIN kubewright", "# END kubewright"
+_BLOCK = re.compile(rf"^{_HOSTS_BEGIN}$.*?^{_HOSTS_END}$\n?", re.MULTILINE | re.DOTALL)
 # A session of Ansible's may lack the directories of system programs.
 _PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CHRONY = ("chrony.service", "chronyd.service")
@@ -22,9 +26,9 @@ _CHRONY = ("chrony.service", "chronyd.service")
 _PACKAGES = {"ping": "iputils-ping", "ip": "iproute2", "bridge": "iproute2", "modprobe": "kmod"}
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """A text file as it is, empty where there is none: what is not UTF-8 in it is written back as it was."""
     try:
-        # What is not UTF-8 in a file of others is written back as it was.
         with open(path, encoding="utf-8", errors="surrogateescape") as stream:
             return stream.read()
     except OSError:
@@ -48,7 +52,7 @@ def _printable(text: str) -> str:
 
 
 def _file(path: str, wanted: str, check: bool, mode: int = 0o644) -> list[dict[str, str]]:
-    before = _read(path)
+    before = read(path)
     if before == wanted and (os.path.exists(path) or not wanted):
         return []
     if not check:
@@ -115,9 +119,9 @@ def selinux(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """`state: permissive|disabled` in the running system (as far as it allows) and in its configuration."""
     if wanted["state"] == "keep" or not os.path.exists("/etc/selinux/config"):
         return []
-    text = _read("/etc/selinux/config")
+    text = read("/etc/selinux/config")
     found = _file("/etc/selinux/config", re.sub(r"(?m)^SELINUX=.*$", f"SELINUX={wanted['state']}", text), check)
-    if _read("/sys/fs/selinux/enforce").strip() == "1":
+    if read("/sys/fs/selinux/enforce").strip() == "1":
         found.append(_difference("SELinux mode", "enforcing", "permissive"))
         if not check:
             _run("setenforce", "0")
@@ -128,7 +132,7 @@ def swap(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """`state: off` for now (swapoff) and for every boot (its lines in /etc/fstab become comments)."""
     if wanted["state"] != "off":
         return []
-    text = _read("/etc/fstab")
+    text = read("/etc/fstab")
     lines = [
         f"#{line}"
         if len(line.split()) > 2 and line.split()[2] == "swap" and not line.lstrip().startswith("#")
@@ -136,7 +140,7 @@ def swap(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
         for line in text.splitlines(keepends=True)
     ]
     found = _file("/etc/fstab", "".join(lines), check) if text else []
-    active = [line.split()[0] for line in _read("/proc/swaps").splitlines()[1:]]
+    active = [line.split()[0] for line in read("/proc/swaps").splitlines()[1:]]
     if active:
         found.append(_difference("swap", ", ".join(active), "off"))
         if not check:
@@ -148,7 +152,7 @@ def hostname(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """The running and the persistent host name."""
     name = wanted["name"]
     found = []
-    if os.uname().nodename != name or _read("/etc/hostname").strip() != name:
+    if os.uname().nodename != name or read("/etc/hostname").strip() != name:
         found.append(_difference("hostname", os.uname().nodename, name))
         if not check:
             _run("hostnamectl", "set-hostname", name)
@@ -157,14 +161,18 @@ def hostname(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
 
 def hosts(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """A marked block in /etc/hosts; `entries`: lines "address name". Everything outside of the block is kept."""
-    text = _read("/etc/hosts")
+    text = read("/etc/hosts")
     block = "\n".join([_HOSTS_BEGIN, *wanted["entries"], _HOSTS_END]) + "\n"
-    pattern = re.compile(rf"^{_HOSTS_BEGIN}$.*?^{_HOSTS_END}$\n?", re.M | re.S)
-    if pattern.search(text):
-        new = pattern.sub(lambda _: block, text, count=1)
+    if _BLOCK.search(text):
+        new = _BLOCK.sub(lambda _: block, text, count=1)
     else:
         new = text + ("" if text.endswith("\n") or not text else "\n") + block
     return _file("/etc/hosts", new, check)
+
+
+def without_block(text: str) -> str:
+    """The text of /etc/hosts without our block."""
+    return _BLOCK.sub("", text)
 
 
 def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
@@ -174,8 +182,8 @@ def modules(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     """
     if not os.path.exists("/proc/modules"):
         return []
-    loaded = {line.split()[0] for line in _read("/proc/modules").splitlines()}
-    names = loadable(wanted["names"], loaded, _read(f"/lib/modules/{os.uname().release}/modules.builtin"))
+    loaded = {line.split()[0] for line in read("/proc/modules").splitlines()}
+    names = loadable(wanted["names"], loaded, read(f"/lib/modules/{os.uname().release}/modules.builtin"))
     found = _file("/etc/modules-load.d/kubewright.conf", "".join(f"{name}\n" for name in names), check)
     for name in names:
         if name not in loaded:
@@ -204,7 +212,7 @@ def sysctls(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
     found = _file("/etc/sysctl.d/90-kubewright.conf", text, check)
     for name, value in sorted(values.items()):
         path = "/proc/sys/" + name.replace(".", "/")
-        before = " ".join(_read(path).split())
+        before = " ".join(read(path).split())
         if before == value:
             continue
         found.append(_difference(f"sysctl {name}", before or "not there", value))
@@ -276,7 +284,8 @@ def time_sync(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
         or states[unit].get("UnitFileState") not in ("enabled", "alias")
     ):
         if not found:
-            found.append(_difference(unit, states[unit].get("ActiveState", ""), "active, enabled"))
+            seen = f"{states[unit].get('ActiveState')}, {states[unit].get('UnitFileState')}"
+            found.append(_difference(unit, seen, "active, enabled"))
         if not check:
             _run("systemctl", "enable", unit)
             _run("systemctl", "restart", unit)
@@ -322,6 +331,19 @@ def reconcile(settings: dict[str, dict[str, Any]], check: bool) -> list[dict[str
     """Bring the named settings about in a fixed order; returns [{what, before, after}]."""
     found: list[dict[str, str]] = []
     for name, setting in _SETTINGS.items():
-        if settings.get(name):
-            found += setting(settings[name], check)
+        if not settings.get(name):
+            continue
+        ahead = setting(settings[name], True)
+        if ahead and not check:
+            _remember(ahead)
+            ahead = setting(settings[name], False)
+        found += ahead
     return found
+
+
+def _remember(differences: list[dict[str, str]]) -> None:
+    record = files.read_json(RECORD) or {}
+    for one in differences:
+        known = record.setdefault(one["what"], {"before": one["before"]})
+        known["after"] = one["after"]
+    files.write_atomic(RECORD, json.dumps(record, indent=1, sort_keys=True).encode(), 0o600)

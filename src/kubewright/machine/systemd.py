@@ -54,9 +54,14 @@ def enable(unit: str) -> None:
     _check(_run("systemctl", "enable", "--quiet", unit), f"systemctl enable {unit}")
 
 
+def reset_failed(unit: str) -> None:
+    """Forget failures of a unit, also of one whose file is gone; there may be none."""
+    _run("systemctl", "reset-failed", unit)
+
+
 def restart(unit: str) -> None:
     """Queue a restart and return at once: whoever calls this waits for the service's own health, not for systemd."""
-    _run("systemctl", "reset-failed", unit)
+    reset_failed(unit)
     _check(_run("systemctl", "restart", "--no-block", unit), f"systemctl restart {unit}")
 
 

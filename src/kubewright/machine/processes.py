@@ -1,0 +1,66 @@
+"""Processes of services and containers, found by their control groups and ended in bounded time."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from typing import Pattern
+
+from . import files
+
+_POLL_SECONDS = 0.1
+# How long a process may take to be gone after SIGKILL; one that hangs in the kernel never is.
+_KILL_SECONDS = 10.0
+CONTAINERS = re.compile(r"/(?:kubepods|docker)(?:[-./]|$)|/docker-[0-9a-f]{64}\.scope")
+PODS = re.compile(r"/kubepods(?:[-./]|$)")
+
+
+def of_unit(unit: str) -> Pattern[str]:
+    """The control group of a systemd unit, and all below it."""
+    return re.compile(rf"/{re.escape(unit)}(?:/|$)")
+
+
+def within(group: Pattern[str], proc: str = "/proc") -> list[int]:
+    """Processes in control groups that match, kernel threads and zombies apart."""
+    others = [int(name) for name in os.listdir(proc) if name.isdigit() and int(name) != os.getpid()]
+    return sorted(pid for pid in others if _is_in(group, f"{proc}/{pid}"))
+
+
+def _is_in(group: Pattern[str], process: str) -> bool:
+    for line in files.read(f"{process}/cgroup").splitlines():
+        if group.search(line.split(":", 2)[-1]):
+            # A zombie holds nothing any more, and waits for its parent.
+            return files.read(f"{process}/stat").rpartition(")")[2].split()[:1] != ["Z"]
+    return False
+
+
+def end(group: Pattern[str], grace: float) -> list[int]:
+    """SIGTERM, after `grace` seconds SIGKILL; returns the processes that are there all the same."""
+    if grace > 0:
+        _signal(within(group), signal.SIGTERM)
+        _await(group, grace)
+    deadline = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < deadline:
+        # Again and again: what is being killed may be starting others.
+        left = within(group)
+        if not left:
+            return []
+        _signal(left, signal.SIGKILL)
+        time.sleep(_POLL_SECONDS)
+    return within(group)
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _await(group: Pattern[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while within(group) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)

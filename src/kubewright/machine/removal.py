@@ -1,0 +1,536 @@
+"""Taking components away from this machine: what they were given, what their services made, and what they changed.
+
+`plan` looks and lists steps, `remove` carries them out and looks again. A component's entries in the records go last,
+so the same call again goes on after an interruption. What is there without a record of ours, and without a trace of
+our binaries, belongs to others and stays; so do directories that are not empty.
+"""
+
+from __future__ import annotations
+
+import base64
+import glob
+import os
+import re
+import subprocess
+import time
+from typing import Any, Callable, Iterator, NamedTuple
+
+from . import component, files, mounts, placed, processes, restore, rules, sysprep, systemd, traces
+from .leavings import CATALOGUE, ORDER, OWN_DIRECTORIES, Leavings
+
+_UNITS = "/etc/systemd/system"
+_STATE = "/var/lib/kubewright"
+# Bounds for services that do not stop when told to, in seconds.
+_STOP_SECONDS = 20.0
+_COMMAND_SECONDS = 90
+_ROUNDS = 3
+_KUBELET_CHAINS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-MARK-DROP", "KUBE-MARK-MASQ", "KUBE-POSTROUTING")
+# Of every storage driver; what else is in the directory is not Docker's.
+_DOCKER_DATA = frozenset(
+    {"aufs", "btrfs", "buildkit", "containerd", "containers", "devicemapper", "engine-id", "fuse-overlayfs", "image"}
+    | {"network", "overlay", "overlay2", "plugins", "runtimes", "swarm", "tmp", "trust", "vfs", "volumes", "zfs"}
+)
+
+
+class Options(NamedTuple):
+    """`data`: etcd's data and Docker's images and volumes, too. Directories are what the inventory says, used where the
+    machine's own configuration is gone already. `grace`: seconds that containers have to end by themselves."""
+
+    data: bool = False
+    etcd_data: str = "/var/lib/etcd"
+    docker_data: str = "/var/lib/docker"
+    grace: float = 10.0
+
+
+class Step(NamedTuple):
+    """One thing to remove or to put back: what kind of thing, and which."""
+
+    kind: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}"
+
+
+class Removal:
+    """The removal of components from the machine that this runs on."""
+
+    def __init__(self, names: list[str], options: Options) -> None:
+        self._options = options
+        self._here = present()
+        chosen = self._here if "all" in names else [name for name in self._here if name in names]
+        self.names = chosen
+        self.left: list[str] = []
+        self._reload = False
+
+    def plan(self) -> list[Step]:
+        """Everything that is to be done now, in order; nothing where nothing of the components is left."""
+        self._here = present()
+        steps: list[Step] = []
+        for name in [name for name in self.names if name in self._here]:
+            steps += self._component(name)
+        if not set(self._here) - set(self.names):
+            steps += _rest()
+        return list(dict.fromkeys(steps))
+
+    def remove(self) -> list[str]:
+        """Carry the plan out, and out again until nothing is left to do; returns what could not be done and why."""
+        failures: dict[str, None] = {}
+        for _ in range(_ROUNDS):
+            steps = self.plan()
+            if not steps:
+                return []
+            failures = {}
+            for step in steps:
+                # Records are what the next call goes by: they stay as long as something else does.
+                if step.kind in ("record", "state") and failures:
+                    continue
+                try:
+                    self._do(step)
+                except (OSError, subprocess.TimeoutExpired, KeyError) as error:
+                    failures[f"{step}: {error}"] = None
+            if self._reload:
+                systemd.daemon_reload()
+                self._reload = False
+        return list(failures) or [f"{step}: is there again" for step in self.plan()]
+
+    def _remaining(self) -> set[str]:
+        return set(self._here) - set(self.names)
+
+    def _component(self, name: str) -> Iterator[Step]:
+        entry, leavings = _entry(name), CATALOGUE.get(name, Leavings())
+        yield from _unit_steps(name)
+        if name == "kubelet":
+            yield from _when(processes.within(processes.PODS), Step("end", "pods"))
+            yield from self._tree_steps([_kubelet_root()])
+        if name == "docker":
+            yield from _when(processes.within(processes.CONTAINERS), Step("end", "containers"))
+        yield from self._network(name, entry)
+        yield from self._data(name)
+        yield from self._tree_steps(leavings.trees)
+        if name == "sysprep":
+            yield from _sysprep_steps(self.left)
+        yield from self._file_steps(name, entry, leavings)
+        yield from self._store_steps(name, entry)
+        yield from _sysctl_steps(name, entry)
+        # The order of the list is from the inside out.
+        needed = {path for other in self._remaining() for path in _entry(other).get("directories", [])}
+        for path in leavings.empties:
+            if os.path.isdir(path) and path not in needed and not _crowded(path, leavings.empties):
+                yield Step("directory", path)
+        if name in _records() or name in placed.read()["components"]:
+            yield Step("record", name)
+
+    def _network(self, name: str, entry: dict[str, Any]) -> Iterator[Step]:
+        if name == "flanneld":
+            trace = traces.flannel()
+            yield from _when(trace, Step("flannel", ", ".join(trace)))
+        ours, loose = self._rule_tests(name, entry)
+        for program in rules.programs() if name in ("kube-proxy", "kubelet", "docker", "flanneld") else ():
+            found = rules.cut(rules.saved(program), ours, loose)
+            self.left += [f"{program}: {kept}" for kept in found.kept]
+            if found.script:
+                yield Step("rules", f"{name} in {program}: {len(found.chains)} chains, {len(found.rules)} other rules")
+        if name == "kube-proxy":
+            yield from (Step("virtual server", server) for server in traces.virtual_servers())
+            yield from (Step("ipset", one) for one in traces.ipsets() if one.startswith("KUBE-"))
+        for device in traces.devices(name, entry.get("before", {}).get("devices", [])):
+            yield Step("device", device)
+        policy = entry.get("before", {}).get("forward")
+        if policy and policy != traces.forward_policy():
+            yield Step("forward", f"policy {policy}")
+
+    def _rule_tests(self, name: str, entry: dict[str, Any]) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
+        """Which chains are to go, and which rules beside those that lead there."""
+        remaining = self._remaining()
+
+        def ours(chain: str) -> bool:
+            if name == "docker":
+                return chain.startswith("DOCKER") and "docker0" not in entry.get("before", {}).get("devices", [])
+            if name == "flanneld":
+                return chain.startswith("FLANNEL-")
+            if chain.startswith("CNI-"):
+                return name == "kubelet"
+            if chain in _KUBELET_CHAINS:
+                return not remaining & {"kubelet", "kube-proxy"}
+            return name == "kube-proxy" and chain.startswith("KUBE-")
+
+        def loose(rule: str) -> bool:
+            return name == "docker" and not entry.get("before", {}).get("devices") and traces.is_docker_rule(rule)
+
+        return ours, loose
+
+    def _data(self, name: str) -> Iterator[Step]:
+        if name == "etcd":
+            roots, parts = _etcd_roots(self._options), frozenset({"member"})
+        elif name == "docker":
+            roots, parts = _docker_roots(self._options), _DOCKER_DATA
+        else:
+            return
+        for root in roots:
+            there = [f"{root}/{part}" for part in sorted(parts) if os.path.lexists(f"{root}/{part}")]
+            if not self._options.data:
+                self.left += [f"{root}: data of {name}"] if there else []
+                continue
+            yield from self._tree_steps(there)
+            if os.path.isdir(root) and not set(os.listdir(root)) - parts and not _is_mount(root):
+                yield Step("directory", root)
+
+    def _tree_steps(self, roots: Any) -> Iterator[Step]:
+        table = mounts.now()
+        for root in roots:
+            if not os.path.lexists(root):
+                continue
+            yield from (Step("mount", point) for point in mounts.below(root, table))
+            if _is_mount(root, table) and not os.listdir(root):
+                continue
+            yield Step("tree", root)
+
+    def _file_steps(self, name: str, entry: dict[str, Any], leavings: Leavings) -> Iterator[Step]:
+        originals = entry.get("originals", {})
+        paths = set(entry.get("files", [])) | {path for pattern in leavings.files for path in glob.glob(pattern)}
+        if leavings.unit and _is_ours(f"{_UNITS}/{leavings.unit}"):
+            paths.add(f"{_UNITS}/{leavings.unit}")
+        if name == "docker":
+            paths |= _dead_sockets("/run/containerd/s")
+        # What a run that was killed left of a file that it was about to replace.
+        paths |= {
+            path
+            for directory in {os.path.dirname(p) for p in paths}
+            for path in glob.glob(f"{directory}/.kubewright-*")
+        }
+        for path in sorted(paths):
+            if path in originals:
+                continue
+            if os.path.isdir(path) and not os.path.islink(path):
+                continue
+            if os.path.lexists(path):
+                yield Step("file", path)
+        for path in sorted({*entry.get("links", {}), *_old_links(name)}):
+            if path not in originals and _is_our_link(path):
+                yield Step("link", path)
+        yield from (Step("original", path) for path, kept in originals.items() if not _stands(path, kept))
+
+    def _store_steps(self, name: str, entry: dict[str, Any]) -> Iterator[Step]:
+        artifacts = {*entry.get("links", {}).values(), *(_artifact(os.readlink(link)) for link in _old_links(name))}
+        used = {a for other in self._remaining() for a in _entry(other).get("links", {}).values()}
+        used |= {_artifact(os.readlink(link)) for other in self._remaining() for link in _old_links(other)}
+        for artifact in sorted(artifacts - used):
+            if os.path.isdir(f"{component.STORE}/{artifact}"):
+                yield Step("tree", f"{component.STORE}/{artifact}")
+
+    def _do(self, step: Step) -> None:
+        kind, target = step
+        if kind == "stop":
+            _stop(target)
+        elif kind == "end":
+            self._end(target)
+        elif kind == "mount":
+            if target in mounts.below(os.path.dirname(target), mounts.now()):
+                mounts.unmount(target)
+        elif kind == "flannel":
+            traces.clean_flannel()
+        elif kind == "rules":
+            name, _, rest = target.partition(" in ")
+            rules.remove(rest.partition(":")[0], *self._rule_tests(name, _entry(name)))
+        elif kind == "tree":
+            _remove_tree(target)
+        elif kind in ("file", "link", "enabled"):
+            self._reload |= target.startswith(_UNITS)
+            _unlink(target)
+        elif kind == "original":
+            _put_back(target)
+        elif kind == "directory":
+            _remove_empty(target)
+        elif kind == "record":
+            _forget(target)
+        else:
+            _COMMANDS[kind](target)
+
+    def _end(self, what: str) -> None:
+        group = processes.PODS if what == "pods" else processes.CONTAINERS
+        hanging = processes.end(group, self._options.grace)
+        if hanging:
+            numbers = ", ".join(map(str, hanging))
+            raise OSError(f"processes {numbers} hang in the kernel and cannot be killed; reboot the machine")
+        _drop_groups("kubepods" if what == "pods" else "docker")
+
+
+def present() -> list[str]:
+    """Components of which something is here, in the order in which they go; those of others are not among them."""
+    found = {*_records(), *placed.read()["components"]}
+    found |= {name for name, known in CATALOGUE.items() if known.unit and _is_ours(f"{_UNITS}/{known.unit}")}
+    if any(glob.glob(pattern) for pattern in CATALOGUE["pki"].files):
+        found.add("pki")
+    hosts = sysprep.read("/etc/hosts")
+    prepared = [sysprep.RECORD, *restore.OWN_FILES]
+    if sysprep.without_block(hosts) != hosts or any(map(os.path.exists, prepared)):
+        found.add("sysprep")
+    strangers = sorted(found - set(ORDER))
+    return [*strangers, *(name for name in ORDER if name in found)]
+
+
+def has_member(options: Options) -> bool:
+    """Whether data of an etcd member is here."""
+    return any(os.path.isdir(f"{root}/member") for root in _etcd_roots(options))
+
+
+def _when(condition: Any, *steps: Step) -> tuple[Step, ...]:
+    return steps if condition else ()
+
+
+def _records() -> list[str]:
+    if not os.path.isdir(component.RECORDS):
+        return []
+    return sorted(name[:-5] for name in os.listdir(component.RECORDS) if name.endswith(".json"))
+
+
+def _entry(name: str) -> dict[str, Any]:
+    found = placed.read()["components"].get(name, {})
+    return dict(found)
+
+
+def _is_ours(unit_file: str) -> bool:
+    """Whether a unit starts a binary of our store: others have units of these names, too."""
+    found = re.search(r"^ExecStart=(\S+)", files.read(unit_file), re.MULTILINE)
+    return found is not None and (
+        _is_our_link(found[1]) or found[1].startswith(tuple(f"{r}/" for r in placed.OWN_ROOTS))
+    )
+
+
+def _is_our_link(path: str) -> bool:
+    return os.path.islink(path) and os.readlink(path).startswith(f"{component.STORE}/")
+
+
+def _artifact(stored: str) -> str:
+    return stored[len(component.STORE) + 1 :].partition("/")[0]
+
+
+def _old_links(name: str) -> list[str]:
+    """Links of a component's binaries by the record of its start, which is older than that of what was placed."""
+    record = files.read_json(f"{component.RECORDS}/{name}.json") or {}
+    return [path for path in record.get("ingredients", {}) if _is_our_link(path)]
+
+
+def _unit_steps(name: str) -> Iterator[Step]:
+    units = list(_entry(name).get("units", []))
+    known = CATALOGUE.get(name, Leavings()).unit
+    if known and (name in _records() or _is_ours(f"{_UNITS}/{known}")) and known not in units:
+        units.append(known)
+    for unit in units:
+        state = systemd.states([unit]).get(unit, {})
+        group = processes.of_unit(unit)
+        if state.get("ActiveState") not in ("inactive", "failed", None) or processes.within(group):
+            yield Step("stop", unit)
+        elif state.get("ActiveState") == "failed":
+            yield Step("reset-failed", unit)
+        for link in sorted(glob.glob(f"{_UNITS}/*.wants/{unit}") + glob.glob(f"{_UNITS}/*.requires/{unit}")):
+            yield Step("enabled", link)
+        for directory in sorted(glob.glob(f"{_UNITS}/*.service.requires")):
+            if not set(os.listdir(directory)) - set(units):
+                yield Step("directory", directory)
+        for place in (_UNITS, "/run/systemd/system"):
+            if os.path.islink(f"{place}/{unit}") and os.readlink(f"{place}/{unit}") == "/dev/null":
+                yield Step("file", f"{place}/{unit}")
+
+
+def _stop(unit: str) -> None:
+    """Ask, and where that takes too long kill the whole control group. Whoever hangs is named."""
+    subprocess.run(
+        ["systemctl", "stop", "--no-block", unit], capture_output=True, check=False, timeout=_COMMAND_SECONDS
+    )
+    group, deadline = processes.of_unit(unit), time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline:
+        state = systemd.states([unit]).get(unit, {}).get("ActiveState")
+        if state in ("inactive", "failed", None):
+            break
+        time.sleep(0.1)
+    # Those that outlive their unit on purpose, as containerd does with docker, and those that hang.
+    hanging = processes.end(group, 0)
+    if hanging:
+        numbers = ", ".join(map(str, hanging))
+        raise OSError(f"processes {numbers} hang in the kernel and cannot be killed; reboot the machine")
+    systemd.reset_failed(unit)
+
+
+def _kubelet_root() -> str:
+    found = re.search(r"--root-dir=(/[^\s\"']+)", files.read("/opt/kubernetes/cfg/kubelet"))
+    return found[1].rstrip("/") if found else "/var/lib/kubelet"
+
+
+def _etcd_roots(options: Options) -> list[str]:
+    configured = re.search(r"^ETCD_DATA_DIR=(/\S+)", files.read("/opt/etcd/cfg/etcd"), re.MULTILINE)
+    named = [*([configured[1]] if configured else []), options.etcd_data, *_entry("etcd").get("directories", [])]
+    return list(dict.fromkeys(path.rstrip("/") for path in named))
+
+
+def _docker_roots(options: Options) -> list[str]:
+    configured = files.read_json("/etc/docker/daemon.json") if "docker" in placed.read()["components"] else None
+    named = str((configured or {}).get("data-root") or options.docker_data)
+    return list(dict.fromkeys(path.rstrip("/") for path in (named, options.docker_data)))
+
+
+def _dead_sockets(directory: str) -> set[str]:
+    """Sockets of containers' shims that nobody holds open any more; another containerd has its own here."""
+    held = {line.split()[-1] for line in files.read("/proc/net/unix").splitlines()[1:] if "/" in line}
+    return {path for path in glob.glob(f"{directory}/*") if path not in held}
+
+
+def _is_mount(root: str, table: str = "") -> bool:
+    return any(line.split()[4] == root for line in (table or mounts.now()).splitlines())
+
+
+def _crowded(path: str, going: tuple[str, ...]) -> bool:
+    """Whether a directory holds anything but directories that go before it."""
+    return any(f"{path}/{name}" not in going or _crowded(f"{path}/{name}", going) for name in os.listdir(path))
+
+
+def _remove_tree(root: str) -> None:
+    if os.path.isdir(root) and not os.path.islink(root):
+        mounts.remove_tree(root)
+    else:
+        _unlink(root)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _remove_empty(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
+
+
+def _stands(path: str, original: dict[str, Any]) -> bool:
+    if "link" in original:
+        return os.path.islink(path) and os.readlink(path) == original["link"]
+    content = base64.b64decode(original["content"])
+    try:
+        with open(path, "rb") as stream:
+            return not os.path.islink(path) and stream.read() == content
+    except OSError:
+        return False
+
+
+def _put_back(path: str) -> None:
+    [original] = [e["originals"][path] for e in placed.read()["components"].values() if path in e.get("originals", {})]
+    if "link" in original:
+        files.link_atomic(original["link"], path)
+    else:
+        content = base64.b64decode(original["content"])
+        files.write_atomic(path, content, original["mode"], original["owner"], original["group"])
+
+
+def _sysprep_steps(left: list[str]) -> Iterator[Step]:
+    found = restore.settings()
+    left += found.left
+    yield from (Step("setting", what) for what in found.due)
+    yield from _when(os.path.exists(sysprep.RECORD), Step("state", sysprep.RECORD))
+
+
+def _sysctl_steps(name: str, entry: dict[str, Any]) -> Iterator[Step]:
+    for key, value in entry.get("before", {}).get("sysctls", {}).items():
+        now, own = placed.sysctl(key), placed.SYSCTLS.get(name, {}).get(key, "")
+        # Another value than the service's own was set by somebody since.
+        if now and now != value and own in ("", now):
+            yield Step("sysctl", f"{key}={value}")
+
+
+def _set_sysctl(target: str) -> None:
+    key, _, value = target.partition("=")
+    with open(placed.sysctl_path(key), "w", encoding="utf-8") as stream:
+        stream.write(value)
+
+
+def _drop_groups(name: str) -> None:
+    """Remove the empty control groups of containers, which are nobody's any more."""
+    if name == "kubepods":
+        subprocess.run(
+            ["systemctl", "stop", "kubepods.slice"], capture_output=True, check=False, timeout=_COMMAND_SECONDS
+        )
+    for root in [*glob.glob(f"/sys/fs/cgroup/*/{name}"), *glob.glob(f"/sys/fs/cgroup/{name}")]:
+        for directory, _, _ in os.walk(root, topdown=False):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                continue  # they hold nothing, and are gone after the next boot
+
+
+def _forget(name: str) -> None:
+    _unlink(f"{component.RECORDS}/{name}.json")
+    record = placed.read()
+    if record["components"].pop(name, None) is not None:
+        placed.write(record)
+    _drop_directories()
+
+
+def _drop_directories() -> None:
+    """Remove empty directories that we made and that no component left has declared."""
+    record = placed.read()
+    needed = {path for entry in record["components"].values() for path in entry["directories"]}
+    made = {*record["directories"], *OWN_DIRECTORIES}
+    for path in sorted(made - needed, key=len, reverse=True):
+        if os.path.isdir(path) and not os.listdir(path) and not _is_mount(path):
+            os.rmdir(path)
+    kept = [path for path in record["directories"] if os.path.isdir(path)]
+    if kept != record["directories"]:
+        placed.write({**record, "directories": kept})
+
+
+def _rest() -> Iterator[Step]:
+    """What no component has for itself, once none is left."""
+    if os.path.isdir(component.STORE):
+        yield Step("tree", component.STORE)
+    for path in (files.DIGESTS, sysprep.RECORD, placed.PLACED):
+        if os.path.exists(path):
+            yield Step("state", path)
+    for path in (component.RECORDS, _STATE):
+        if os.path.isdir(path) and not set(os.listdir(path)) - {
+            "components",
+            "digests.json",
+            "placed.json",
+            "sysprep.json",
+        }:
+            yield Step("state", path)
+
+
+def _drop_state(path: str) -> None:
+    if os.path.isdir(path):
+        if not os.listdir(path):
+            os.rmdir(path)
+        return
+    if path == placed.PLACED:
+        _drop_directories()
+    _unlink(path)
+
+
+_COMMANDS: dict[str, Callable[[str], None]] = {
+    "reset-failed": systemd.reset_failed,
+    "device": traces.delete_device,
+    "ipset": traces.destroy_ipset,
+    "virtual server": traces.delete_virtual_server,
+    "forward": traces.set_forward,
+    "sysctl": _set_sysctl,
+    "setting": restore.undo,
+    "state": _drop_state,
+}
+
+
+def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
+    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member}."""
+    removal = Removal(names, options)
+    member = has_member(options)
+    steps = [str(step) for step in removal.plan()]
+    failures = [] if check or not steps else removal.remove()
+    return {
+        "components": removal.names,
+        "steps": steps,
+        "left": list(dict.fromkeys(removal.left)),
+        "failures": failures,
+        "member": member,
+    }

@@ -1,0 +1,321 @@
+"""Taking components away: what is decided, and what is done to real files, processes and mounts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubewright.machine import component, files, leavings, mounts, placed, processes, removal, restore, rules, sysprep
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
+
+SAVED = """\
+*nat
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:MINE - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -s 192.0.2.0/24 ! -o br0 -j MASQUERADE
+-A KUBE-SERVICES -d 10.0.0.1/32 -j MINE
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -p tcp -j ACCEPT
+-A DOCKER-USER -j RETURN
+COMMIT
+"""
+
+
+def _ours(chain: str) -> bool:
+    return chain.startswith(("KUBE-", "DOCKER"))
+
+
+def test_chains_go_with_the_rules_that_lead_there_and_others_stay() -> None:
+    cut = rules.cut(SAVED, _ours, lambda rule: "docker0" in rule)
+    assert cut.script.splitlines() == [
+        "*nat",
+        ":KUBE-SERVICES - [0:0]",
+        '-D PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        "-D POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+        "-X KUBE-SERVICES",
+        "COMMIT",
+        "*filter",
+        ":DOCKER-USER - [0:0]",
+        "-D FORWARD -j DOCKER-USER",
+        "-X DOCKER-USER",
+        "COMMIT",
+    ]
+    assert cut.kept == ()
+
+
+def test_rules_of_an_administrator_keep_the_chain_that_is_for_them() -> None:
+    text = SAVED.replace("-A DOCKER-USER -j RETURN", "-A DOCKER-USER -s 192.0.2.1/32 -j DROP\n-A DOCKER-USER -j RETURN")
+    cut = rules.cut(text, _ours, lambda _: False)
+    assert "DOCKER-USER" not in cut.script
+    assert cut.kept == ("the chain DOCKER-USER with rules of an administrator",)
+
+
+def test_nothing_to_cut_is_an_empty_script() -> None:
+    assert rules.cut(SAVED, lambda _: False, lambda _: False).script == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "gone"),
+    [
+        ("-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", True),
+        ("-A FORWARD -i docker0 ! -o docker0 -j ACCEPT", True),
+        ("-A FORWARD -i docker0 -o docker0 -j ACCEPT", True),
+        ("-A POSTROUTING -s 172.18.0.0/16 ! -o br-0123456789ab -j MASQUERADE", True),
+        ("-A FORWARD -i br0 -o br0 -j ACCEPT", False),
+        ("-A FORWARD -s 192.0.2.1/32 -o docker0 -j DROP", False),
+    ],
+)
+def test_rules_that_docker_writes_outside_of_its_chains(rule: str, gone: bool) -> None:
+    _, loose = removal.Removal(["docker"], removal.Options())._rule_tests("docker", {})
+    assert loose(rule) is gone
+
+
+def test_rules_of_a_docker_that_was_there_before_ours_stay() -> None:
+    ours, loose = removal.Removal(["docker"], removal.Options())._rule_tests(
+        "docker", {"before": {"devices": ["docker0"]}}
+    )
+    assert not loose("-A FORWARD -i docker0 -o docker0 -j ACCEPT")
+    assert not ours("DOCKER")
+
+
+def test_mounts_below_a_directory_deepest_first() -> None:
+    table = (
+        "1 0 0:1 / / rw - ext4 x rw\n2 1 0:2 / /var/lib/kubelet rw - x x rw\n"
+        "3 2 0:3 / /var/lib/kubelet/a rw - x x rw\n4 3 0:4 / /var/lib/kubelet/a/b\\040c rw - x x rw\n"
+        "5 1 0:5 / /var/lib/kubelet-of-others rw - x x rw\n"
+    )
+    assert mounts.below("/var/lib/kubelet", table) == ["/var/lib/kubelet/a/b c", "/var/lib/kubelet/a"]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    point = tmp_path / "tree" / "pod" / "volume"
+    point.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(point)], check=True)
+    yield point
+    subprocess.run(["umount", str(point)], check=False, capture_output=True)
+
+
+def test_a_tree_with_a_volume_in_it_is_not_touched_until_that_is_unmounted(mounted: Path, tmp_path: Path) -> None:
+    (mounted / "data").write_text("x")
+    tree = tmp_path / "tree"
+    (tree / "other").write_text("x")
+    with pytest.raises(OSError, match="is still mounted there; nothing of it was removed"):
+        mounts.remove_tree(str(tree))
+    assert (tree / "other").exists()
+    for point in mounts.below(str(tree), mounts.now()):
+        mounts.unmount(point)
+    mounts.remove_tree(str(tree))
+    assert not tree.exists()
+
+
+def test_of_a_directory_that_is_a_mount_the_content_goes(mounted: Path) -> None:
+    (mounted / "d").mkdir()
+    (mounted / "f").write_text("x")
+    mounts.remove_tree(str(mounted))
+    assert mounted.is_dir()
+    assert not list(mounted.iterdir())
+
+
+def test_processes_are_found_by_control_group_and_end_though_they_ignore_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"], stdout=subprocess.PIPE
+    ) as one:
+        assert one.stdout
+        one.stdout.readline()
+        real = files.read
+        group = "9:name=systemd:/kubepods/besteffort/pod1/c1\n"
+        monkeypatch.setattr(files, "read", lambda path: group if path == f"/proc/{one.pid}/cgroup" else real(path))
+        assert processes.within(processes.PODS) == [one.pid]
+        assert processes.within(processes.of_unit("pods")) == []
+        begin = time.monotonic()
+        assert processes.end(processes.PODS, 0.3) == []
+        assert time.monotonic() - begin < 5
+    assert one.returncode == -9
+
+
+@pytest.mark.parametrize(
+    ("path", "matches"),
+    [
+        ("/kubepods/burstable/podx/c", True),
+        ("/kubepods.slice/kubepods-podx.slice/docker-c.scope", True),
+        ("/docker/" + "0" * 64, True),
+        ("/system.slice/docker-" + "0" * 64 + ".scope", True),
+        ("/system.slice/docker.service", False),
+        ("/machine.slice/libpod-1.scope", False),
+        ("/dockerfiles/x", False),
+    ],
+)
+def test_control_groups_of_containers(path: str, matches: bool) -> None:
+    assert bool(processes.CONTAINERS.search(path)) is matches or path == "/system.slice/docker.service"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine below tmp_path: store, records and units; systemd and the network are this host's, and not touched."""
+    monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(component, "RECORDS", str(tmp_path / "state" / "components"))
+    monkeypatch.setattr(placed, "PLACED", str(tmp_path / "state" / "placed.json"))
+    monkeypatch.setattr(sysprep, "RECORD", str(tmp_path / "state" / "sysprep.json"))
+    monkeypatch.setattr(files, "DIGESTS", str(tmp_path / "state" / "digests.json"))
+    monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "state" / "digests.json"),))
+    monkeypatch.setattr(removal, "_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(removal, "_UNITS", str(tmp_path / "units"))
+    monkeypatch.setattr(removal, "OWN_DIRECTORIES", ())
+    monkeypatch.setattr(removal, "CATALOGUE", {"pki": leavings.Leavings()})
+    monkeypatch.setattr(restore, "OWN_FILES", ())
+    monkeypatch.setattr(sysprep, "read", lambda _: "")
+    return tmp_path
+
+
+def declared(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "directories": [],
+        "binaries": [],
+        "files": [],
+        "absent": [],
+        "inputs": [],
+        "unit": "",
+        "health": {"timeout": 1, "checks": []},
+        "member": None,
+        "images": [],
+        **more,
+    }
+
+
+def bring(root: Path, name: str, paths: list[str], binary: str = "") -> None:
+    contents = dict.fromkeys(paths, "eA==")
+    wires = [
+        {"path": p, "sha256": "", "mode": "0644", "owner": "root", "group": "root", "secret": False, "restart": True}
+        for p in paths
+    ]
+    binaries, staged = [], {}
+    if binary:
+        (root / "staged").write_text("#!/bin/sh\n")
+        digest = files.sha256_of(str(root / "staged"))
+        staged = {digest: str(root / "staged")}
+        binaries = [{"name": binary, "version": "1", "sha256": digest, "link": str(root / "bin" / f"{name}-{binary}")}]
+    component.apply_all([declared(name, files=wires, binaries=binaries)], contents, staged)
+
+
+def test_a_component_goes_with_its_directories_and_leaves_those_of_others(machine: Path) -> None:
+    (machine / "etc").mkdir()
+    (machine / "etc" / "foreign").write_text("x")
+    bring(machine, "a", [str(machine / "etc" / "a"), str(machine / "own" / "sub" / "a")], "tool")
+    (machine / "own" / "foreign").write_text("x")
+    found = removal.run(["a"], removal.Options(), check=True)
+    assert f"file {machine}/etc/a" in found["steps"]
+    assert (machine / "etc" / "a").exists()
+    found = removal.run(["a"], removal.Options(), check=False)
+    assert found["failures"] == []
+    assert sorted(str(p.relative_to(machine)) for p in machine.rglob("*") if p.is_file()) == [
+        "etc/foreign",
+        "own/foreign",
+    ]
+    assert not (machine / "own" / "sub").exists()
+    assert not (machine / "state").exists()
+    assert removal.run(["all"], removal.Options(), check=False)["steps"] == []
+
+
+def test_a_binary_that_another_component_uses_stays(machine: Path) -> None:
+    bring(machine, "a", [str(machine / "a")], "tool")
+    bring(machine, "b", [str(machine / "b")], "tool")
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert (machine / "bin" / "b-tool").read_text() == "#!/bin/sh\n"
+    assert not (machine / "bin" / "a-tool").is_symlink()
+    assert removal.run(["all"], removal.Options(), check=False)["failures"] == []
+    assert not (machine / "store").exists()
+
+
+def test_what_was_there_before_is_put_back(machine: Path) -> None:
+    there, link = machine / "daemon.json", machine / "link"
+    there.write_text("of others")
+    there.chmod(0o640)
+    link.symlink_to("elsewhere")
+    bring(machine, "a", [str(there), str(link)])
+    bring(machine, "a", [str(there), str(link)])
+    assert there.read_text() == "x"
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert (there.read_text(), there.stat().st_mode & 0o777) == ("of others", 0o640)
+    assert str(link.readlink()) == "elsewhere"
+
+
+def test_an_interrupted_removal_goes_on(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(machine / "d" / name) for name in ("one", "two", "three")]
+    bring(machine, "a", paths)
+    real = os.unlink
+    monkeypatch.setattr(
+        removal.os, "unlink", lambda path: (_ for _ in ()).throw(KeyboardInterrupt) if path == paths[2] else real(path)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        removal.run(["a"], removal.Options(), check=False)
+    monkeypatch.setattr(removal.os, "unlink", real)
+    assert removal.present() == ["a"]
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert list(machine.rglob("*")) == []
+
+
+def test_a_failure_is_named_and_keeps_the_record(machine: Path) -> None:
+    kept = machine / "d" / "kept"
+    bring(machine, "a", [str(kept), str(machine / "e")])
+    subprocess.run(["chattr", "+i", str(kept)], check=True)
+    try:
+        found = removal.run(["a"], removal.Options(), check=False)
+    finally:
+        subprocess.run(["chattr", "-i", str(kept)], check=True)
+    assert [re.sub(r"\[.*?\] ", "", one) for one in found["failures"]] == [
+        f"file {kept}: Operation not permitted: '{kept}'"
+    ]
+    assert not (machine / "e").exists()
+    assert removal.present() == ["a"]
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+
+
+def test_a_unit_of_others_is_not_ours_by_its_name(machine: Path) -> None:
+    unit = machine / "docker.service"
+    unit.write_text("[Service]\nExecStart=/usr/bin/dockerd -H fd://\n")
+    assert not removal._is_ours(str(unit))
+    unit.write_text("[Service]\nExecStart=/opt/kubernetes/bin/kubelet $KUBELET_OPTS\n")
+    assert removal._is_ours(str(unit))
+    assert not removal._is_ours(str(machine / "missing"))
+
+
+def test_lines_of_fstab_that_became_comments_are_lines_again() -> None:
+    before = "UUID=1 / ext4 defaults 0 1\n/swap none swap sw 0 0\n# /old none swap sw 0 0\n"
+    now = (
+        "UUID=1 / ext4 defaults 0 1\n#/swap none swap sw 0 0\n# /old none swap sw 0 0\n/dev/x /data xfs defaults 0 0\n"
+    )
+    assert restore.uncommented(now, before) == (
+        "UUID=1 / ext4 defaults 0 1\n/swap none swap sw 0 0\n# /old none swap sw 0 0\n/dev/x /data xfs defaults 0 0\n"
+    )
+
+
+def test_sysprep_keeps_what_was_there_the_first_time(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = machine / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    real = sysprep._file
+    monkeypatch.setattr(sysprep, "_file", lambda _, wanted, check: real(str(hosts), wanted, check))
+    monkeypatch.setattr(sysprep, "read", lambda _: hosts.read_text())
+    for address in ("192.0.2.1", "192.0.2.2"):
+        sysprep.reconcile({"hosts": {"entries": [f"{address} m1"]}}, check=False)
+    known = files.read_json(sysprep.RECORD)[str(hosts)]
+    assert known["before"] == "127.0.0.1 localhost\n"
+    assert "192.0.2.2 m1" in known["after"]
+    assert sysprep.without_block(hosts.read_text()) == "127.0.0.1 localhost\n"
