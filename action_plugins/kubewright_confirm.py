@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from ansible.errors import AnsiblePromptNoninteractive
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -28,9 +28,18 @@ class ActionModule(ActionBase):
         said = known.get("confirm")
         doing = str(self._task.args["doing"])
         try:
-            if said is None and sys.__stdin__ is not None and sys.__stdin__.isatty():
-                said = Display().prompt_until(confirmation.question(doing, name)).decode(errors="replace").strip()
+            if said is None:
+                said = _answer(confirmation.question(doing, name))
             confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
         except UserError as error:
             return {"failed": True, "msg": str(error)}
         return {"changed": False}
+
+
+def _answer(question: str) -> str | None:
+    """What somebody types; None where nobody sits at a terminal."""
+    try:
+        # The worker that this runs in has no terminal, the process that it asks may.
+        return str(Display().prompt_until(question).decode(errors="replace").strip())
+    except AnsiblePromptNoninteractive:
+        return None
