@@ -61,6 +61,7 @@ class ActionModule(ActionBase):
         data = bool(reset["reset_data"] or not chosen)
         plan = {
             "parts": resets.parts(chosen),
+            "whole": not chosen,
             "data": data,
             "forget": bool(reset["reset_forget"]),
             "doing": resets.doing(chosen, [name for name in hosts if name not in unreachable], data=data),
@@ -85,9 +86,10 @@ class ActionModule(ActionBase):
     def _close(self) -> dict[str, Any]:
         groups, hostvars = self._vars["groups"], self._vars["hostvars"]
         names = [name for name in groups["all"] if hostvars[name].get("reset_found")]
-        if not any(hostvars[name].get("ansible_facts", {}).get("reset") for name in names):
+        plans = [plan for name in names if (plan := hostvars[name].get("ansible_facts", {}).get("reset"))]
+        if not plans:
             return {"changed": False, "title": "Nothing was done", "lines": []}
         results = {name: [hostvars[name][part] for part in _PARTS if part in hostvars[name]] for name in names}
         unreachable = [name for name in names if hostvars[name]["reset_found"].get("unreachable")]
-        title, lines = resets.closing(results, unreachable, check=self._task.check_mode)
+        title, lines = resets.closing(results, unreachable, whole=plans[0]["whole"], check=self._task.check_mode)
         return {"changed": False, "title": title, "lines": lines}

@@ -114,24 +114,26 @@ def doing(chosen: Sequence[str], machines: Sequence[str], *, data: bool) -> str:
 
 
 def closing(
-    hosts: Mapping[str, Sequence[Mapping[str, Any]]], unreachable: Collection[str], *, check: bool
+    hosts: Mapping[str, Sequence[Mapping[str, Any]]], unreachable: Collection[str], *, whole: bool, check: bool
 ) -> tuple[str, list[str]]:
     """Title and lines of the summary. `hosts`: machine -> results of the module in the parts."""
     verb = "would be removed or put back" if check else "removed or put back"
-    lines, whole = [], True
+    lines, done = [], True
     for name, results in hosts.items():
         # A look ahead finds in the last part, which is about all, what the parts before it would have removed.
         steps = len({step for result in results for step in result.get("steps", ())})
         left = dict.fromkeys(line for result in results for line in result.get("left", ()))
         if name in unreachable:
             lines.append(f"{name}: not reached, nothing done; the same command again does it")
-            whole = False
+            done = False
         elif any(result.get("failed") for result in results):
             lines.append(f"{name}: not finished; the same command again goes on")
-            whole = False
+            done = False
         else:
             lines.append(f"{name}: {steps} things {verb}" if steps else f"{name}: nothing is left")
         lines += [f"{name}: left: {line}" for line in left]
     if check:
         return "This would be removed", lines
-    return "The machines are bare" if whole else "Some machines are not done", lines
+    if not done:
+        return "Some machines are not done", lines
+    return "The machines are bare" if whole else "The components are removed", lines
