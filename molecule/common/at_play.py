@@ -1,6 +1,6 @@
-"""Runs a playbook, and breaks something when one of its plays begins, however fast the machine is.
+"""Runs a playbook, and breaks something when one of its plays or tasks begins, however fast the machine is.
 
-`at_play.py PLAY (--signal NAME | --run COMMAND) -- COMMAND...`: the signal goes to all processes of the run, as
+`at_play.py NAME (--signal NAME | --run COMMAND) -- COMMAND...`: the signal goes to all processes of the run, as
 Ctrl-C and a power cut do; the other command is run beside it. Ends with the status of the run, 1 after a signal.
 """
 
@@ -34,7 +34,7 @@ def main() -> int:
     done = False
     for line in process.stdout or ():
         sys.stdout.write(line)
-        if not done and line.startswith(f"PLAY [{wanted.play}]"):
+        if not done and line.startswith((f"PLAY [{wanted.play}]", f"TASK [{wanted.play}]")):
             done = True
             if wanted.signal:
                 os.killpg(process.pid, getattr(signal, f"SIG{wanted.signal}"))
@@ -42,7 +42,7 @@ def main() -> int:
                 subprocess.run(wanted.run, shell=True, check=True, timeout=60)  # noqa: S602 - a line of the scenario
     status = process.wait(60)
     if not done:
-        sys.stdout.write(f"the play {wanted.play} has not begun\n")
+        sys.stdout.write(f"{wanted.play} has not begun\n")
     return min(abs(status), 1) if status < 0 else status
 
 

@@ -32,6 +32,13 @@ class Leavings(NamedTuple):
     empties: tuple[str, ...] = ()
 
 
+# The kubelet and the controller manager both make them.
+_VOLUME_PLUGINS = (
+    "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
+    "/usr/libexec/kubernetes/kubelet-plugins/volume",
+    "/usr/libexec/kubernetes/kubelet-plugins",
+    "/usr/libexec/kubernetes",
+)
 CATALOGUE = {
     "kube-proxy": Leavings("kube-proxy.service", ("/opt/kubernetes/cfg/kube-proxy*",)),
     "kubelet": Leavings(
@@ -45,10 +52,7 @@ CATALOGUE = {
             "/var/log/pods",
         ),
         (
-            "/usr/libexec/kubernetes/kubelet-plugins/volume/exec",
-            "/usr/libexec/kubernetes/kubelet-plugins/volume",
-            "/usr/libexec/kubernetes/kubelet-plugins",
-            "/usr/libexec/kubernetes",
+            *_VOLUME_PLUGINS,
             "/etc/cni/net.d",
             "/etc/cni",
         ),
@@ -69,7 +73,7 @@ CATALOGUE = {
     "flanneld": Leavings("flanneld.service", (CONFLIST,), ("/run/flannel",), ("/etc/cni/net.d", "/etc/cni")),
     "kube-scheduler": Leavings("kube-scheduler.service", ("/opt/kubernetes/cfg/kube-scheduler*",)),
     "kube-controller-manager": Leavings(
-        "kube-controller-manager.service", ("/opt/kubernetes/cfg/kube-controller-manager*",)
+        "kube-controller-manager.service", ("/opt/kubernetes/cfg/kube-controller-manager*",), (), _VOLUME_PLUGINS
     ),
     "kube-apiserver": Leavings(
         "kube-apiserver.service",

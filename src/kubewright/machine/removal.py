@@ -99,6 +99,27 @@ class Removal:
 
     def _component(self, name: str) -> Iterator[Step]:
         entry, leavings = _entry(name), CATALOGUE.get(name, Leavings())
+        targets: set[str] = set()
+        for step in self._contents(name, entry, leavings):
+            targets.add(step.target)
+            yield step
+        yield from self._empties(leavings, targets)
+        if name in _records() or name in placed.read()["components"]:
+            yield Step("record", name)
+
+    def _empties(self, leavings: Leavings, going: set[str]) -> Iterator[Step]:
+        """Directories that are empty once `going` is gone, from the inside out as the catalogue has them."""
+        remaining = self._remaining()
+        needed = {path for other in remaining for path in _entry(other).get("directories", [])}
+        needed |= {path for other in remaining for path in CATALOGUE.get(other, Leavings()).empties}
+        for path in leavings.empties:
+            if path in needed or not os.path.isdir(path):
+                continue
+            if all(f"{path}/{name}" in going for name in os.listdir(path)):
+                going = going | {path}
+                yield Step("directory", path)
+
+    def _contents(self, name: str, entry: dict[str, Any], leavings: Leavings) -> Iterator[Step]:
         yield from _unit_steps(name)
         if name == "kubelet":
             yield from _when(processes.within(processes.PODS), Step("end", "pods"))
@@ -113,13 +134,6 @@ class Removal:
         yield from self._file_steps(name, entry, leavings)
         yield from self._store_steps(name, entry)
         yield from _sysctl_steps(name, entry)
-        # The order of the list is from the inside out.
-        needed = {path for other in self._remaining() for path in _entry(other).get("directories", [])}
-        for path in leavings.empties:
-            if os.path.isdir(path) and path not in needed and not _crowded(path, leavings.empties):
-                yield Step("directory", path)
-        if name in _records() or name in placed.read()["components"]:
-            yield Step("record", name)
 
     def _network(self, name: str, entry: dict[str, Any]) -> Iterator[Step]:
         if name == "flanneld":
@@ -378,11 +392,6 @@ def _dead_sockets(directory: str) -> set[str]:
 
 def _is_mount(root: str, table: str = "") -> bool:
     return any(line.split()[4] == root for line in (table or mounts.now()).splitlines())
-
-
-def _crowded(path: str, going: tuple[str, ...]) -> bool:
-    """Whether a directory holds anything but directories that go before it."""
-    return any(f"{path}/{name}" not in going or _crowded(f"{path}/{name}", going) for name in os.listdir(path))
 
 
 def _remove_tree(root: str) -> None:

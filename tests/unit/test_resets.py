@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+
+from kubewright import resets
+from kubewright.errors import UserError
+from kubewright.machine.leavings import ORDER
+
+GROUPS = {"etcd": ["m1", "n1", "n2"], "kube_master": ["m1"], "kube_node": ["n1", "n2"]}
+
+
+def test_without_a_name_it_is_about_everything() -> None:
+    assert resets.selection(["all"], [], [], []) == []
+    assert resets.parts([])["rest"] == ["all"]
+    assert [name for names in resets.PARTS.values() for name in names] == list(ORDER)
+
+
+def test_names_are_those_of_stages_components_and_of_what_machines_have() -> None:
+    assert resets.selection(["master"], [], ["kubelet", "timer"], ["timer"]) == [
+        "kubelet",
+        "timer",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "kube-apiserver",
+    ]
+    assert resets.parts(["timer", "etcd", "pki"]) == {
+        "nodes": [],
+        "masters": [],
+        "etcd": ["etcd"],
+        "rest": ["pki", "timer"],
+    }
+
+
+def test_what_is_skipped_stays_also_out_of_everything() -> None:
+    chosen = resets.selection(["all"], ["etcd", "sysprep"], [], ["timer"])
+    assert set(chosen) == {*ORDER, "timer"} - {"etcd", "sysprep"}
+
+
+@pytest.mark.parametrize(("name", "hint"), [("kubelt", "did you mean kubelet"), ("xyz", "there are kube-proxy, ")])
+@pytest.mark.parametrize("how", ["tag", "skipped", "variable"])
+def test_a_name_that_is_none_removes_nothing(name: str, hint: str, how: str) -> None:
+    tags, skipped, wanted = (
+        ([name], [], []) if how == "tag" else (["all"], [name], []) if how == "skipped" else ([], [], [name])
+    )
+    with pytest.raises(UserError, match=f"'{name}' is no component: nothing has been removed") as caught:
+        resets.selection(tags, skipped, wanted, [])
+    assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limited", "members", "chosen", "says"),
+    [
+        (["m1", "n1", "n2"], ["m1", "n1", "n2"], [], []),
+        (["n1"], ["n1"], [], ["remove.yml -e machine=n1"]),
+        (["n1", "n2"], ["n1", "n2"], [], ["1 of 3 etcd members would be left, and 2 are a quorum"]),
+        (["n1"], ["n1"], ["kubelet"], []),
+        # Not a member yet, or not any more.
+        (["n1"], [], [], []),
+        (["m1"], [], [], ["no master would be left for n1, n2"]),
+        (["m1"], [], ["kube-proxy"], []),
+        (["m1", "n1"], ["m1", "n1"], [], ["2 are a quorum", "no master would be left for n2"]),
+    ],
+)
+def test_who_stays_is_not_broken(limited: list[str], members: list[str], chosen: list[str], says: list[str]) -> None:
+    found = resets.refusals(GROUPS, limited, members, chosen)
+    assert len(found) == len(says)
+    for problem, words in zip(found, says, strict=True):
+        assert words in problem
+
+
+def test_what_is_confirmed_says_whether_data_goes() -> None:
+    assert resets.doing([], ["m1"], data=True) == "removes everything of the cluster, with all its data, from m1"
+    assert resets.doing(["etcd"], ["m1", "n1"], data=False) == "removes etcd (data is kept) from m1, n1"
+    assert resets.doing(["kubelet"], ["n1"], data=False) == "removes kubelet from n1"
+
+
+def test_the_summary_names_every_machine() -> None:
+    results = {
+        "m1": [{"steps": ["a", "b"], "left": ["x"]}, {"steps": ["b"]}],
+        "n1": [{"steps": []}],
+        "n2": [{"failed": True}],
+        "n3": [{"unreachable": True}],
+    }
+    title, lines = resets.closing(results, ["n3"], whole=True, check=False)
+    assert title == "Some machines are not done"
+    assert lines == [
+        "m1: 2 things removed or put back",
+        "m1: left: x",
+        "n1: nothing is left",
+        "n2: not finished; the same command again goes on",
+        "n3: not reached, nothing done; the same command again does it",
+    ]
+    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=True, check=False)[0] == "The machines are bare"
+    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=False, check=False)[0] == "The components are removed"
+    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=True, check=True)[0] == "This would be removed"
