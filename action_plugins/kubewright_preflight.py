@@ -15,7 +15,7 @@ from kubewright import certificates, custody, podnetwork, preflight, stages, top
 from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
-_CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
+_CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node", "lb")
 
 
 def _specs(role: Path) -> dict[str, dict[str, Any]]:
@@ -98,12 +98,17 @@ class ActionModule(ActionBase):
         if cluster:
             problems += _certificate_problems(cluster)
             problems += preflight.cluster_problems(cluster, facts)
+            problems += preflight.vip_problems(cluster, facts)
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             return {"failed": True, "msg": preflight.report(problems)}
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
+        known["lb_interfaces"] = {name: fact["vip"]["interface"] for name, fact in facts.items() if fact["vip"]}
+        asked = {**facts, **self._helpers_facts()}
+        known["api_masters"] = preflight.helpers([m.name for m in cluster.masters()], asked, "api_ready")
+        known["etcd_hosts"] = preflight.helpers([m.name for m in cluster.etcd_members()], asked)
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         return {"changed": False, "ansible_facts": {"cluster": known}}
@@ -118,7 +123,7 @@ class ActionModule(ActionBase):
             texts = [one.read_text(errors="replace") for one in (path, bundle) if one.is_file()]
             cas[path.name] = [digest for text in texts for digest in digests(text)]
         secrets = inventory / "secrets"
-        held = [name for name in (custody.ENCRYPTION_KEY, *custody.TOKEN) if (secrets / name).is_file()]
+        held = [name for name in (custody.ENCRYPTION_KEY, custody.VRRP, *custody.TOKEN) if (secrets / name).is_file()]
         return custody.problems(facts, cas, str(pki), held, str(secrets), run)
 
     def _host_variables(self, variables: Any) -> dict[str, Any]:
@@ -137,6 +142,11 @@ class ActionModule(ActionBase):
             else:
                 unreachable[name] = " ".join(str(reply.get("msg") or reply).split())[:300]
         return facts, unreachable
+
+    def _helpers_facts(self) -> dict[str, Any]:
+        """Facts of machines that are outside of the run and answered."""
+        results = (self._vars.get("preflight_others") or {}).get("results", [])
+        return {reply["item"]: reply["facts"] for reply in results if reply.get("facts")}
 
     def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:
         """All problems, whether some are values that nothing can be computed from, and the values of the hosts."""
@@ -159,7 +169,9 @@ class ActionModule(ActionBase):
                         values[name][key] = self._vars["hostvars"][name][key]
                     except AnsibleError as error:
                         wrong.append(f"{name}: {key} cannot be computed: {error}")
-        misspelt = variables.misspelt(used, [*specs, "preflight_machine"], [f"{name}_" for name in by_role])
+        misspelt = variables.misspelt(
+            used, [*specs, "preflight_machine", "preflight_others"], [f"{name}_" for name in by_role]
+        )
         wrong += variables.wrong(values, specs)
         shared = {**by_role[role.name], **{name: by_role["flannel"][name] for name in podnetwork.SHARED}}
         return misspelt + wrong + variables.differing(values, shared), bool(wrong), values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode
+from kubewright import flags, podnetwork, ports, proxymode, topology
 from kubewright.topology import Machine
 
 
@@ -22,5 +22,6 @@ class FilterModule:
             "kubewright_firewall": lambda machine, *arguments: ports.firewall(Machine(**machine), *arguments),
             "kubewright_pki_files": flags.pki_files,
             "kubewright_pod_network": podnetwork.network,
+            "kubewright_outside_url": topology.outside_url,
             "kubewright_proxy_mode": proxymode.mode,
         }

@@ -26,6 +26,14 @@ options:
     type: list
     elements: path
     default: []
+  api_port:
+    description: Port at which an API server of this machine would answer.
+    type: int
+    default: 0
+  vip:
+    description: Virtual address that this machine is to hold; the fact tells its interface, and who has it now.
+    type: str
+    default: ""
 author: kubewright
 """
 
@@ -54,13 +62,13 @@ def main() -> None:
             "disks": {"type": "list", "elements": "str", "default": []},
             "etcd_data": {"type": "path", "default": "/var/lib/etcd"},
             "cas": {"type": "list", "elements": "path", "default": []},
+            "api_port": {"type": "int", "default": 0},
+            "vip": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
-    asked = module.params
-    module.exit_json(
-        changed=False, facts=facts.collect(asked["ports"], asked["disks"], asked["etcd_data"], asked["cas"])
-    )
+    names = ("ports", "disks", "etcd_data", "cas", "api_port", "vip")
+    module.exit_json(changed=False, facts=facts.collect(**{name: module.params[name] for name in names}))
 
 
 if __name__ == "__main__":
