@@ -76,11 +76,14 @@ class ActionModule(ActionBase):
             changing = self._vars["ansible_facts"].get(_FORESEEN) or []
             foreseen = {"ansible_facts": {_FORESEEN: components.foresee_restarts(self._declared, found, changing)}}
         differences = [d for finding in found for d in finding["differences"]]
-        restarts = [d.wire["unit"] for d, f in zip(self._declared, found, strict=True) if f["restart"]]
+        pairs = [(d.wire["unit"], f) for d, f in zip(self._declared, found, strict=True)]
+        restarts = [unit for unit, f in pairs if f["restart"] and not f["reload"]]
+        reloads = [unit for unit, f in pairs if f["reload"]]
         result: dict[str, Any] = {
-            "changed": bool(differences or restarts),
+            "changed": bool(differences or restarts or reloads),
             "differences": [{k: d[k] for k in ("kind", "path", "reason")} for d in differences],
             "restarted": restarts,
+            "reloaded": reloads,
             **foreseen,
         }
         if self._task.diff:
@@ -89,7 +92,7 @@ class ActionModule(ActionBase):
             return result
         self._require_inputs(found)
         staged, contents = self._ship(found)
-        interrupts = any(f["restart"] and f["running"] for f in found)
+        interrupts = any(f["restart"] and f["running"] and not f["reload"] for f in found)
         try:
             if bool(arguments.get("rolling")) and interrupts:
                 with turnstile.turn(last=any(f["leader"] for f in found), patience=_PATIENCE_SECONDS):
@@ -131,8 +134,8 @@ class ActionModule(ActionBase):
         if reply.get("failed") or reply.get("unreachable"):
             return reply
         if reply["refusal"]:
-            return {**result, "failed": True, "restarted": [], "msg": reply["refusal"]}
-        result["restarted"], result["seconds"] = reply["restarted"], reply["seconds"]
+            return {**result, "failed": True, "restarted": [], "reloaded": [], "msg": reply["refusal"]}
+        result.update({key: reply[key] for key in ("restarted", "reloaded", "seconds")})
         if reply["failure"]:
             result["failed"] = True
             result["msg"] = explain.failure(self._vars["inventory_hostname"], reply["failure"])

@@ -29,8 +29,8 @@ from kubewright.errors import UserError
 from kubewright.machine.facts import certificates as digests
 
 # What the tasks before this one registered.
-_ANSWERS = ("preflight_machine", "preflight_lock_places", "etcd_custody")
-_CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node")
+_ANSWERS = ("preflight_machine", "preflight_others", "etcd_custody")
+_CLUSTER_GROUPS = ("etcd", "kube_master", "kube_node", "lb")
 
 
 def _specs(role: Path) -> dict[str, dict[str, Any]]:
@@ -124,6 +124,7 @@ class ActionModule(ActionBase):
             problems += preflight.cluster_problems(cluster, facts, restoring=restoring)
             even, warnings = preflight.etcd_count_problems(cluster, facts)
             problems += even
+            problems += preflight.vip_problems(cluster, facts)
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             problems = quarantine.reasons(unreachable) + problems
@@ -137,6 +138,10 @@ class ActionModule(ActionBase):
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["etcd_joining"] = preflight.etcd_joining(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
+        known["lb_interfaces"] = {name: fact["vip"]["interface"] for name, fact in facts.items() if fact["vip"]}
+        asked = {**facts, **{reply["item"]: reply["facts"] for reply in self._others() if reply.get("facts")}}
+        known["api_masters"] = preflight.helpers([m.name for m in cluster.masters()], asked, "api_ready")
+        known["etcd_hosts"] = preflight.helpers([m.name for m in cluster.etcd_members()], asked)
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
         runs = int(self._templar.template(self._vars["preflight_journal_runs"]))
@@ -148,8 +153,7 @@ class ActionModule(ActionBase):
             raise UserError(*runlock.refused_here(run.holder, now))
         members, hostvars = self._vars["groups"].get("etcd", []), self._vars["hostvars"]
         asked = {name: hostvars[name].get("preflight_machine") or {} for name in members}
-        places = (self._vars.get("preflight_lock_places") or {}).get("results", [])
-        asked |= {place["item"]: place for place in places}
+        asked |= {reply["item"]: reply for reply in self._others()}
         locks = {name: reply["lock"] for name, reply in asked.items() if reply.get("lock")}
         held = {name: lock["holder"] for name, lock in locks.items() if lock["holder"]}
         if held and self._task.check_mode:
@@ -169,7 +173,7 @@ class ActionModule(ActionBase):
             texts = [one.read_text(errors="replace") for one in (path, bundle) if one.is_file()]
             cas[path.name] = [digest for text in texts for digest in digests(text)]
         secrets = inventory / "secrets"
-        held = [name for name in (custody.ENCRYPTION_KEY, *custody.TOKEN) if (secrets / name).is_file()]
+        held = [name for name in (custody.ENCRYPTION_KEY, custody.VRRP, *custody.TOKEN) if (secrets / name).is_file()]
         return custody.problems(facts, cas, str(pki), held, str(secrets), run)
 
     def _host_variables(self, variables: Any) -> dict[str, Any]:
@@ -189,6 +193,11 @@ class ActionModule(ActionBase):
                 how = "reached" if reply.get("unreachable") else "asked"
                 unreachable[name] = f"cannot be {how}: {' '.join(str(reply.get('msg') or reply).split())[:300]}"
         return facts, unreachable
+
+    def _others(self) -> list[dict[str, Any]]:
+        """What machines said that are outside of the run."""
+        results: list[dict[str, Any]] = (self._vars.get("preflight_others") or {}).get("results", [])
+        return results
 
     def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:
         """All problems, whether some are values that nothing can be computed from, and the values of the hosts."""

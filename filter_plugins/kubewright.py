@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode, runlock, scale, upkeep
+from kubewright import flags, podnetwork, ports, proxymode, runlock, scale, topology, upkeep
 from kubewright.topology import Machine
 
 
@@ -26,6 +26,7 @@ class FilterModule:
             "kubewright_etcd_program": upkeep.program,
             "kubewright_etcd_upkeep": upkeep.told,
             "kubewright_lock_places": runlock.places,
+            "kubewright_outside_url": topology.outside_url,
             "kubewright_proxy_mode": proxymode.mode,
             "kubewright_without": scale.pattern,
         }

@@ -42,6 +42,11 @@ restarted:
   type: list
   elements: str
   returned: always
+reloaded:
+  description: Units that were reloaded.
+  type: list
+  elements: str
+  returned: always
 differences:
   description: What differed, with its reason.
   type: list

@@ -26,6 +26,14 @@ options:
     type: list
     elements: path
     default: []
+  api_port:
+    description: Port at which an API server of this machine would answer.
+    type: int
+    default: 0
+  vip:
+    description: Virtual address that this machine is to hold; the fact tells its interface, and who has it now.
+    type: str
+    default: ""
   lock:
     description:
       - The run that takes the cluster's lock, with C(id), C(who), C(pid), C(since), C(command), C(controller).
@@ -72,6 +80,8 @@ def main() -> None:
             "disks": {"type": "list", "elements": "str", "default": []},
             "etcd_data": {"type": "path", "default": "/var/lib/etcd"},
             "cas": {"type": "list", "elements": "path", "default": []},
+            "api_port": {"type": "int", "default": 0},
+            "vip": {"type": "str", "default": ""},
             "lock": {"type": "dict", "default": {}},
             "break_lock": {"type": "str", "default": ""},
             "look": {"type": "bool", "default": False},
@@ -79,7 +89,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     asked = module.params
-    found = {"facts": facts.collect(asked["ports"], asked["disks"], asked["etcd_data"], asked["cas"])}
+    names = ("ports", "disks", "etcd_data", "cas", "api_port", "vip")
+    found = {"facts": facts.collect(**{name: asked[name] for name in names})}
     try:
         if asked["lock"]:
             found["lock"] = lock.take(asked["lock"], asked["break_lock"])

@@ -57,7 +57,7 @@ def _api_names(cluster: Cluster) -> list[str]:
     ]
     for master in cluster.masters():
         names += [master.name, master.address]
-    names += [cluster.api_vip] if cluster.api_vip else []
+    names += [name for name in (cluster.api_vip, cluster.api_endpoint.rpartition(":")[0]) if name]
     return list(dict.fromkeys([*names, *cluster.api_extra_sans]))
 
 
@@ -86,12 +86,13 @@ _MACHINES: dict[str, Callable[[Cluster], tuple[Machine, ...]]] = {
     "kubelet": Cluster.nodes,
     "kube-proxy": Cluster.nodes,
     "flanneld": Cluster.nodes,
+    "kube-lb-check": Cluster.proxies,
 }
 # CA -> (common name, units that trust it); their names are their roles.
 _AUTHORITIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "kubernetes": (
         "kubernetes-ca",
-        ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"),
+        ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kube-lb-check"),
     ),
     "kubelet-signer": ("kubernetes-kubelet-signer", ("kube-apiserver", "kube-controller-manager", "kubelet")),
     "etcd": ("etcd-ca", ("etcd", "kube-apiserver", "flanneld")),
@@ -210,6 +211,9 @@ def distribution(cluster: Cluster, machine_name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if machine.is_etcd:
         found += _for_etcd(machine)
+    if machine.is_lb and not machine.is_node:
+        # Load balancers pass TLS through: they only check whom they pass it to.
+        found.append(_copy("kubernetes-ca-bundle.pem", f"{_KUBE}/ca.pem"))
     if machine.is_master or machine.is_node:
         client_cas = ["kubernetes-ca-bundle.pem", "kubelet-signer-ca-bundle.pem"]
         found.append(_copy("kubernetes-ca-bundle.pem", f"{_KUBE}/ca.pem"))

@@ -23,6 +23,8 @@ _KEYS = {
     "absent",
     "inputs",
     "input_stage",
+    "reload",
+    "check",
     "unit",
     "health",
     "member",
@@ -152,6 +154,8 @@ def expand(
         "files": wires,
         "absent": [str(p) for p in component.get("absent", [])],
         "inputs": [str(p) for p in component.get("inputs", [])],
+        "reload": [str(p) for p in component.get("reload", [])],
+        "check": [str(part) for part in component.get("check", [])],
         "unit": unit,
         "health": {"timeout": float(health.get("timeout", 60)), "checks": list(health.get("checks", []))},
         "member": component.get("member"),
@@ -191,7 +195,8 @@ def foresee_restarts(
     for component, finding in zip(declared, found, strict=True):
         ahead = sorted(set(component.wire["inputs"]) & set(changing))
         if ahead and component.wire["unit"] and not finding["restart"]:
-            finding.update(restart=f"will have changed: {', '.join(ahead)}", running=True)
+            reload = set(ahead) <= set(component.wire["reload"])
+            finding.update(restart=f"will have changed: {', '.join(ahead)}", running=True, reload=reload)
     own = {d["path"] for finding in found for d in finding["differences"] if d["kind"] in ("file", "absent")}
     return sorted(own | set(changing))
 
@@ -220,7 +225,7 @@ def diffs(declared: Sequence[Declared], found: Sequence[Mapping[str, Any]]) -> l
             else:
                 remarks.append(f"{difference['kind']} {path}: {difference['reason']}")
         if finding["restart"]:
-            verb = "restart" if finding["running"] else "start"
+            verb = ("reload" if finding["reload"] else "restart") if finding["running"] else "start"
             remarks.append(f"{verb} {component.wire['unit']}: {finding['restart']}")
     if remarks:
         result.append({"prepared": "".join(f"{remark}\n" for remark in remarks)})

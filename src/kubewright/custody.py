@@ -19,6 +19,8 @@ CAS: Mapping[str, str] = {
 }
 ENCRYPTION_KEY = "encryption_key"
 # A new one does as well, as soon as the API server has heard of it, which is the stage master.
+# Of the virtual address. Machines with two of them would both hold it.
+VRRP = "vrrp_password"
 TOKEN = ("bootstrap_token_id", "bootstrap_token_secret")
 
 
@@ -52,6 +54,12 @@ def problems(
         found.append(
             f"{', '.join(masters)}: run an API server, and {directory} lacks {ENCRYPTION_KEY}; copy secrets/ from the "
             "controller that made the cluster, or from a backup. With a new key every Secret is lost"
+        )
+    balancers = [machine for machine, known in facts.items() if "kube-lb-vip" in known["components"]]
+    if balancers and VRRP not in secrets:
+        found.append(
+            f"{', '.join(balancers)}: share a virtual address by a password, and {directory} lacks {VRRP}; copy "
+            "secrets/ from the controller that made the cluster, or from a backup"
         )
     if "bootstrap" in run and "master" not in run and not set(TOKEN) <= set(secrets):
         found.append(f"--tags bootstrap: {directory} has no bootstrap token; run --tags master first")

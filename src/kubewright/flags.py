@@ -44,7 +44,6 @@ def _apiserver(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: 
         # The health endpoints answer without a certificate; RBAC gives an anonymous caller nothing else.
         "anonymous-auth": "true",
         "profiling": "false",
-        "apiserver-count": str(cluster["master_count"]),
         "encryption-provider-config": f"{_CFG}/encryption.yml",
         "audit-policy-file": f"{_CFG}/audit-policy.yml",
         "audit-log-path": f"{_LOGS}/audit.log",
@@ -60,6 +59,9 @@ def _apiserver(cluster: Mapping[str, Any], machine: Mapping[str, Any], options: 
         "proxy-client-key-file": f"{_SSL}/front-proxy-client-key.pem",
         "enable-aggregator-routing": "true",
     }
+    if cluster["master_count"] > 1:
+        # Long connections move to other API servers by and by, or one that was restarted would stay idle.
+        flags["goaway-chance"] = "0.001"
     if features["apiserver_insecure_port_flag"]:
         flags["insecure-port"] = "0"
     if features["service_account_issuer"]:

@@ -25,6 +25,8 @@ _NODE: Mapping[int, tuple[str, bool]] = {
     10250: ("kubelet", True),
     10256: ("kube-proxy", True),
 }
+# An IP protocol of its own, without ports.
+VRRP = "vrrp"
 _NODE_PORTS = ("30000-32767/tcp", "30000-32767/udp")
 # UDP ports of flannel's backends where the configuration names none; the others need none.
 _BACKENDS = {"vxlan": 8472, "udp": 8285}
@@ -43,6 +45,9 @@ def _table(machine: Machine, api_port: int) -> dict[int, tuple[str, bool]]:
         found |= {**_MASTER, api_port: ("kube-apiserver", True)}
     if machine.is_node:
         found |= _NODE
+    if machine.is_lb or machine.has_proxy:
+        # A local proxy listens on the loopback.
+        found[api_port] = ("nginx (kube-lb)", machine.is_lb)
     return found
 
 
@@ -55,7 +60,7 @@ def holders(machine: Machine, api_port: int, *, insecure_health: bool = False) -
 def firewall(
     machine: Machine, api_port: int, backend: Mapping[str, Any] | None = None, further: list[str] | None = None
 ) -> list[str]:
-    """What a firewall on this machine must let in, as `6443/tcp` or `30000-32767/udp`.
+    """What a firewall on this machine must let in, as `6443/tcp`, `30000-32767/udp` or, for VRRP, `vrrp`.
 
     `backend`: flannel's backend configuration; `further`: ports of the user's.
     """
@@ -67,4 +72,6 @@ def firewall(
             port = {key.lower(): value for key, value in (backend or {}).items()}.get("port") or usual
             opened.append(f"{port}/udp")
         opened += _NODE_PORTS
+    if machine.is_lb:
+        opened.append(VRRP)
     return opened + [port for port in further or [] if port not in opened]

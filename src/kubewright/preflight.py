@@ -137,6 +137,38 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], *
     return found
 
 
+def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What keeps the machines of the group lb from holding the virtual address."""
+    if cluster.api_endpoint_mode != "vip":
+        return []
+    found = []
+    balancers = [m.name for m in cluster.machines if m.is_lb]
+    owners = {mac: name for name, known in facts.items() for mac in known["macs"]}
+    for name in [name for name in balancers if name in facts]:
+        vip = facts[name]["vip"]
+        if not vip.get("interface"):
+            seen = ", ".join(f"{interface} {network}" for interface, network in facts[name]["networks"])
+            found.append(
+                f"{name}: api_vip {cluster.api_vip} is in none of its networks ({seen}); choose a free address of the "
+                "network that it shares with the other machines in lb"
+            )
+        # An lb that was not asked may be the one that holds it already.
+        elif vip["holder"] and owners.get(vip["holder"]) not in balancers and set(balancers) <= set(facts):
+            who = f" (that is {owners[vip['holder']]})" if vip["holder"] in owners else ""
+            found.append(
+                f"{name}: api_vip {cluster.api_vip} is already taken: {vip['holder']}{who} answers for it on "
+                f"{vip['interface']}; choose an address that nobody has"
+            )
+    return found
+
+
+def helpers(names: Sequence[str], facts: Mapping[str, Mapping[str, Any]], key: str = "") -> list[str]:
+    """Machines in the order in which to turn to them: those where the fact `key` is true, that answered, all others."""
+    known = [name for name in names if name in facts]
+    good = [name for name in known if key and facts[name].get(key)]
+    return list(dict.fromkeys([*good, *known, *names]))
+
+
 def etcd_is_new(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether no member has ever been healthy, so that a new cluster may be formed. Unseen members count as formed."""
     members = [m.name for m in cluster.etcd_members()]

@@ -8,14 +8,15 @@ from typing import Any
 from kubewright.topology import Cluster, Machine
 
 # In the order of site.yml.
-STAGES = ("sysprep", "pki", "etcd", "flannel", "docker", "master", "bootstrap", "proxy", "verify")
+STAGES = ("sysprep", "pki", "etcd", "flannel", "docker", "master", "lb", "bootstrap", "proxy", "verify")
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "etcd": ("pki",),
     "flannel": ("pki", "etcd"),
     "master": ("pki", "etcd"),
-    "bootstrap": ("pki", "docker", "master"),
-    "proxy": ("pki", "master"),
-    "verify": ("etcd", "flannel", "docker", "master", "bootstrap", "proxy"),
+    "lb": ("pki", "master"),
+    "bootstrap": ("pki", "docker", "master", "lb"),
+    "proxy": ("pki", "master", "lb"),
+    "verify": ("etcd", "flannel", "docker", "master", "lb", "bootstrap", "proxy"),
 }
 # Stage -> the component that was healthy at least once where the stage is done.
 _PROOF: Mapping[str, str] = {
@@ -23,6 +24,7 @@ _PROOF: Mapping[str, str] = {
     "flannel": "flanneld",
     "docker": "docker",
     "master": "kube-apiserver",
+    "lb": "kube-lb-check",
     "bootstrap": "kubelet",
     "proxy": "kube-proxy",
 }
@@ -37,6 +39,8 @@ def of_run(run_tags: Collection[str], skip_tags: Collection[str]) -> set[str]:
 def _concerns(stage: str, machine: Machine) -> bool:
     if stage == "etcd":
         return machine.is_etcd
+    if stage == "lb":
+        return machine.is_lb or machine.has_proxy
     return machine.is_master if stage == "master" else machine.is_node
 
 

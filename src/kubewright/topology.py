@@ -10,16 +10,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from kubewright import versions
 
 Network = ipaddress.IPv4Network
+_ENDPOINT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?:[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One host of the inventory in the roles that it plays."""
+    """One host of the inventory in the roles that it plays.
+
+    `has_proxy`: it reaches the API servers through an nginx on its own loopback.
+    """
 
     name: str
     address: str
@@ -28,6 +33,8 @@ class Machine:
     is_master: bool = False
     is_node: bool = False
     is_tainted: bool = False
+    is_lb: bool = False
+    has_proxy: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -44,7 +51,10 @@ class Cluster:
     dns_domain: str
     network_mode: str
     api_port: int
+    api_endpoint_mode: str
     api_vip: str
+    api_vip_router_id: int
+    api_endpoint: str
     api_extra_sans: tuple[str, ...]
     pki_expiry_hours: int
     pki_ca_expiry_hours: int
@@ -78,10 +88,24 @@ class Cluster:
         """The ClusterIP reserved for cluster DNS: the second address (.2) as the documents use it."""
         return str(self.service_cidr[2])
 
+    def proxies(self) -> tuple[Machine, ...]:
+        """Machines that run an nginx in front of the API servers: the group `lb`, or nodes with a local proxy."""
+        return tuple(m for m in self.machines if m.is_lb or m.has_proxy)
+
     @property
-    def api_address(self) -> str:
-        """Where everything that is not a master reaches the API: the VIP, else the first master."""
-        return self.api_vip or self.masters()[0].address
+    def api_url(self) -> str:
+        """Where the machines reach the API, the same on all of them. Masters that proxy locally are it themselves."""
+        hosts = {"vip": self.api_vip, "local_proxy": "127.0.0.1", "single": self.masters()[0].address}
+        if self.api_endpoint_mode == "external":
+            return f"https://{self.api_endpoint}"
+        return f"https://{hosts[self.api_endpoint_mode]}:{self.api_port}"
+
+    @property
+    def api_outside_urls(self) -> tuple[str, ...]:
+        """Where others than the machines reach the API: the one address of all, or those of the masters."""
+        if self.api_endpoint_mode == "local_proxy":
+            return tuple(f"https://{m.address}:{self.api_port}" for m in self.masters())
+        return (self.api_url,)
 
     def facts(self) -> dict[str, Any]:
         """The cluster as plain data for templates: the fact `cluster`."""
@@ -96,7 +120,12 @@ class Cluster:
             "dns_domain": self.dns_domain,
             "network_mode": self.network_mode,
             "api_port": self.api_port,
-            "api_url": f"https://{self.api_address}:{self.api_port}",
+            "api_url": self.api_url,
+            "api_outside_urls": list(self.api_outside_urls),
+            "api_endpoint_mode": self.api_endpoint_mode,
+            "api_vip": self.api_vip,
+            "api_vip_router_id": self.api_vip_router_id,
+            "api_servers": [f"{m.address}:{self.api_port}" for m in self.masters()],
             # From a master, with the administrator's certificate.
             "api_access": {
                 "server": f"https://127.0.0.1:{self.api_port}",
@@ -107,6 +136,7 @@ class Cluster:
             "api_service_address": self.api_service_address,
             "dns_service_address": self.dns_service_address,
             "master_count": len(self.masters()),
+            "lb_addresses": [m.address for m in self.machines if m.is_lb],
             "etcd_endpoints": [f"https://{m.address}:2379" for m in members],
             "etcd_initial_cluster": ",".join(f"{m.name}=https://{m.address}:2380" for m in members),
             "hosts_entries": [f"{m.address} {m.name}" for m in self.machines],
@@ -119,11 +149,25 @@ class Cluster:
                     "is_master": m.is_master,
                     "is_node": m.is_node,
                     "is_tainted": m.is_tainted,
+                    "is_lb": m.is_lb,
+                    "has_proxy": m.has_proxy,
                     "labels": dict(m.labels),
                 }
                 for m in self.machines
             },
         }
+
+
+def outside_url(cluster: Mapping[str, Any], answering: Sequence[str], kubeconfig: str = "") -> str:
+    """The API's URL for who is no machine of the cluster.
+
+    `cluster`: the facts. `answering`: masters that answer. `kubeconfig`: the present one, whose choice stays when it is
+    as good as any.
+    """
+    urls: list[str] = list(cluster["api_outside_urls"])
+    addresses = [cluster["machines"][name]["address"] for name in answering]
+    good = [url for url in urls if len(urls) == 1 or urlsplit(url).hostname in addresses] or urls
+    return next((url for url in good if f"server: {url}\n" in kubeconfig), good[0])
 
 
 def _network(variables: Mapping[str, Any], key: str, problems: list[str]) -> Network | None:
@@ -151,9 +195,10 @@ def _machines(
     variables: Mapping[str, Any],
     hosts: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, Sequence[str]],
+    mode: str,
     problems: list[str],
 ) -> tuple[Machine, ...]:
-    etcd, masters, nodes = (groups.get(g, []) for g in ("etcd", "kube_master", "kube_node"))
+    etcd, masters, nodes, balancers = (groups.get(g, []) for g in ("etcd", "kube_master", "kube_node", "lb"))
     masters_are_nodes = bool(variables.get("kube_masters_are_nodes"))
     by_address = variables.get("kube_node_name_from") == "address"
     machines = []
@@ -175,6 +220,8 @@ def _machines(
                 is_master=is_master,
                 is_node=listed or (is_master and masters_are_nodes),
                 is_tainted=is_master and not listed,
+                is_lb=name in balancers,
+                has_proxy=mode == "local_proxy" and listed and not is_master,
                 labels={str(k): str(v) for k, v in dict(host.get("kube_node_labels") or {}).items()},
             )
         )
@@ -238,6 +285,86 @@ def _check_networks(
                 )
 
 
+def endpoint_mode(variables: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> str:
+    """The mode that `api_endpoint_mode` means for these groups."""
+    mode = str(variables.get("api_endpoint_mode") or "auto")
+    if mode != "auto":
+        return mode
+    if groups.get("lb"):
+        return "vip"
+    if variables.get("api_endpoint"):
+        return "external"
+    return "local_proxy" if len(groups.get("kube_master", [])) > 1 else "single"
+
+
+def _check_vip(vip: str, machines: tuple[Machine, ...], networks: Mapping[str, Network | None]) -> list[str]:
+    try:
+        address = ipaddress.IPv4Address(vip)
+    except ValueError:
+        return [f"api_vip: {vip!r} is not an IPv4 address; set a free one of the network of the machines in lb"]
+    found = [
+        f"api_vip {vip} is the address of {m.name}; choose one that no machine has"
+        for m in machines
+        if m.address == vip
+    ]
+    found += [
+        f"api_vip {vip} lies in {label} {network}; choose a free address of the machines' own network"
+        for label, network in networks.items()
+        if network and address in network
+    ]
+    return found
+
+
+def _check_endpoint(
+    mode: str,
+    variables: Mapping[str, Any],
+    machines: tuple[Machine, ...],
+    networks: Mapping[str, Network | None],
+    problems: list[str],
+) -> None:
+    vip, endpoint = str(variables.get("api_vip") or ""), str(variables.get("api_endpoint") or "")
+    masters, balancers = [m for m in machines if m.is_master], [m for m in machines if m.is_lb]
+    if mode == "vip":
+        if not balancers:
+            problems.append(
+                "lb: the group is empty, api_endpoint_mode vip needs machines in it; or keep the address yourself and "
+                "set api_endpoint: HOST:PORT"
+            )
+        if vip:
+            problems += _check_vip(vip, machines, networks)
+        else:
+            problems.append("api_vip: not set; set a free address of the network of the machines in lb")
+        router_id = variables.get("api_vip_router_id", 51)
+        if not 1 <= int(router_id) <= 255:
+            problems.append(f"api_vip_router_id: {router_id} is not between 1 and 255")
+        both = [m.name for m in balancers if m.is_master]
+        if both:
+            problems.append(
+                f"lb: {', '.join(both)} are masters, whose API server has the port already; use other machines, or no "
+                "group lb, and nodes get proxies of their own (api_endpoint_mode: local_proxy)"
+            )
+    else:
+        if balancers:
+            problems.append(
+                f"lb: {', '.join(m.name for m in balancers)} would have nothing to do with api_endpoint_mode {mode}; "
+                "empty the group, or set the mode to auto"
+            )
+        if vip:
+            problems.append(
+                f"api_vip: {vip} is nobody's with api_endpoint_mode {mode}; put machines into the group lb, or set "
+                f"api_endpoint: {vip}:{variables.get('api_port')} when it is an address that you keep yourself"
+            )
+    if mode == "external" and not _ENDPOINT.fullmatch(endpoint):
+        problems.append(f"api_endpoint: {endpoint!r} is not HOST:PORT, such as api.example.org:6443")
+    if mode != "external" and endpoint:
+        problems.append(f"api_endpoint: {endpoint} is not used with api_endpoint_mode {mode}; unset one of them")
+    if mode == "single" and len(masters) > 1:
+        problems.append(
+            f"api_endpoint_mode: single, with {len(masters)} masters, leaves the cluster without an API when one fails"
+            "; use local_proxy, vip or external (auto chooses)"
+        )
+
+
 def build(
     variables: Mapping[str, Any],
     hosts: Mapping[str, Mapping[str, Any]],
@@ -250,13 +377,15 @@ def build(
     order. `groups`: group -> host names. Returns the cluster, or None, and every problem as a sentence.
     """
     problems: list[str] = []
-    machines = _machines(variables, hosts, groups, problems)
+    mode = endpoint_mode(variables, groups)
+    machines = _machines(variables, hosts, groups, mode, problems)
     _check_counts(machines, problems)
     _check_unique(machines, problems)
     pods = _network(variables, "pod_cidr", problems)
     services = _network(variables, "service_cidr", problems)
     subnet_length = int(variables.get("flannel_subnet_length", 24))
     _check_networks(pods, services, subnet_length, machines, problems)
+    _check_endpoint(mode, variables, machines, {"pod_cidr": pods, "service_cidr": services}, problems)
     network_mode = str(variables.get("network_mode"))
     problems += versions.check(str(variables.get("kube_version")), network_mode)
     if problems or pods is None or services is None:
@@ -272,7 +401,10 @@ def build(
             dns_domain=str(variables["dns_domain"]),
             network_mode=network_mode,
             api_port=int(variables["api_port"]),
+            api_endpoint_mode=mode,
             api_vip=str(variables.get("api_vip") or ""),
+            api_vip_router_id=int(variables.get("api_vip_router_id", 51)),
+            api_endpoint=str(variables.get("api_endpoint") or ""),
             api_extra_sans=tuple(str(s) for s in variables.get("api_extra_sans") or ()),
             pki_expiry_hours=int(variables.get("pki_expiry_hours", 8760)),
             pki_ca_expiry_hours=int(variables.get("pki_ca_expiry_hours", 87600)),

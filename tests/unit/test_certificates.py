@@ -2,14 +2,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_topology import build
+from test_topology import build, build_ha
 
 from kubepki import spec
-from kubewright import certificates
+from kubewright import certificates, topology
 
 
 def table(**changes: Any) -> dict[str, dict[str, Any]]:
     return {c["name"]: c for c in certificates.spec(build(**changes))["certificates"]}
+
+
+def api_names(cluster: topology.Cluster) -> list[str]:
+    hosts: list[str] = next(c for c in certificates.spec(cluster)["certificates"] if c["name"] == "apiserver")["hosts"]
+    return hosts
 
 
 def files(machine: str, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -21,15 +26,25 @@ def test_kubepki_accepts_the_table() -> None:
 
 
 def test_the_api_server_answers_to_all_its_names() -> None:
-    names = table(api_vip="192.168.80.100", api_extra_sans=["api.example.org"])["apiserver"]["hosts"]
+    names = api_names(build_ha(api_extra_sans=["api.example.org"]))
     for name in (
         "10.0.0.1",
+        "127.0.0.1",
         "192.168.80.10",
+        "192.168.80.13",
         "192.168.80.100",
         "api.example.org",
         "kubernetes.default.svc.cluster.local",
     ):
         assert name in names
+    assert "api.example.net" in api_names(build_ha(lb=False, api_endpoint="api.example.net:6443"))
+
+
+def test_a_load_balancer_gets_the_public_ca_and_no_key() -> None:
+    [entry] = certificates.distribution(build_ha(), "lb01")
+    assert (entry["source"], entry["dest"]) == ("kubernetes-ca-bundle.pem", "/opt/kubernetes/ssl/ca.pem")
+    found = spec.parse(certificates.spec(build_ha()))
+    assert {"kube-lb-check@lb01", "kube-lb-check@lb02"} <= set(found.authorities["kubernetes"].consumers)
 
 
 def test_etcd_members_have_certificates_of_their_own() -> None:

@@ -86,3 +86,9 @@ def test_a_token_that_was_never_made_is_made_by_the_stage_master() -> None:
     assert custody.problems({}, OURS, "/i/pki", {"encryption_key"}, "/i/secrets", {"bootstrap"}) == [
         "--tags bootstrap: /i/secrets has no bootstrap token; run --tags master first"
     ]
+
+
+def test_the_password_of_the_virtual_address_is_never_made_anew() -> None:
+    [found] = problems(OURS, ALL, a={"cas": GIVEN}, lb01={"components": ["kube-lb-vip"]})
+    assert found.startswith("lb01: share a virtual address by a password, and /i/secrets lacks vrrp_password")
+    assert problems(OURS, {*ALL, custody.VRRP}, lb01={"components": ["kube-lb-vip"]}) == []

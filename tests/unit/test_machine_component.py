@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,52 @@ def test_a_write_leaves_no_temporary_file_when_the_owner_is_unknown(tmp_path: Pa
     with pytest.raises(KeyError):
         files.write_atomic(str(tmp_path / "x"), base64.b64decode("eA=="), 0o600, "no-such-user")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_its_program_refuses_never_goes_live(tmp_path: Path) -> None:
+    target, other = tmp_path / "x.conf", tmp_path / "y.conf"
+
+    def wanted(text: str) -> components.Declared:
+        entries = [{"path": str(target), "content": text}, {"path": str(other), "content": "same\n"}]
+        # Both are below the root, also the one that does not differ.
+        judge = [
+            "/bin/sh",
+            "-c",
+            f"cat {{root}}{other} && grep -q good {{root}}{target} || {{{{ echo bad line; exit 1; }}}}",
+        ]
+        return declare(tmp_path, files=entries, check=[part.replace("{{", "{").replace("}}", "}") for part in judge])
+
+    bring(wanted("good 1\n"))
+    assert target.read_text() == "good 1\n"
+    worse = wanted("worse\n")
+    found = component.inspect_all([worse.wire])
+    contents, _ = components.shipment([worse], found)
+    reply = component.apply_all([worse.wire], contents, {})
+    assert reply["refusal"].startswith("x: sh refuses its new configuration, which was not put in place: ")
+    assert "bad line" in reply["refusal"]
+    assert str(tmp_path) + "/kubewright" not in reply["refusal"]
+    assert target.read_text() == "good 1\n"
+    bring(wanted("good 2\n"))
+    assert target.read_text() == "good 2\n"
+
+
+def test_what_a_service_takes_over_by_itself_is_a_reload(tmp_path: Path) -> None:
+    soft, hard = tmp_path / "soft", tmp_path / "hard"
+
+    def found(soft_text: str, hard_text: str) -> dict[str, Any]:
+        entries = [{"path": str(soft), "content": soft_text}, {"path": str(hard), "content": hard_text}]
+        declared = declare(tmp_path, files=entries, reload=[str(soft)])
+        wire = {**declared.wire, "unit": "x.service"}
+        states = {"x.service": {"ActiveState": "active", "UnitFileState": "enabled"}}
+        return component.inspect(wire, files.DigestCache(), states)
+
+    bring(declare(tmp_path, files=[{"path": str(soft), "content": "1"}, {"path": str(hard), "content": "1"}]))
+    assert not found("1", "1")["reload"], "kubewright has not started it yet"
+    ingredients = {str(soft): files.sha256_of(str(soft)), str(hard): files.sha256_of(str(hard))}
+    files.write_atomic(f"{component.RECORDS}/x.json", json.dumps({"ingredients": ingredients}).encode(), 0o600)
+    assert not found("1", "1")["restart"]
+    assert found("2", "1")["reload"]
+    assert found("2", "1")["restart"].startswith("changed since it was started")
+    assert not found("2", "2")["reload"]
+    assert found("1", "2")["restart"]
+    assert not found("1", "2")["reload"]

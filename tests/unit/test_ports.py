@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from test_topology import build
+from test_topology import build, build_ha
 
 from kubewright import ports
 
@@ -25,3 +25,12 @@ def test_a_firewall_opens_what_others_must_reach_and_nothing_else() -> None:
     assert "10248/tcp" not in node
     assert node.count("10250/tcp") == 1
     assert node[-1] == "9100/tcp"
+
+
+def test_who_stands_in_front_of_the_masters() -> None:
+    lb = build_ha().machine("lb01")
+    assert ports.firewall(lb, 6443) == ["6443/tcp", "vrrp"]
+    assert ports.holders(lb, 6443) == {6443: "nginx (kube-lb)"}
+    node = build_ha(lb=False).machine("node01")
+    assert ports.holders(node, 6443)[6443] == "nginx (kube-lb)"
+    assert "6443/tcp" not in ports.firewall(node, 6443)

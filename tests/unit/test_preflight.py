@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from test_topology import build
+from test_topology import build, build_ha
 
 from kubewright import preflight
 
@@ -23,6 +23,7 @@ GOOD: dict[str, Any] = {
     "etcd_learner": False,
 }
 
+LB = {"macs": ["02:00:00:00:00:31"], "vip": {"interface": "host0", "holder": ""}}
 NGINX = {"name": "nginx", "ours": False}
 
 
@@ -34,6 +35,45 @@ def problems(found: dict[str, dict[str, Any]]) -> list[str]:
     cluster = build()
     machines = preflight.machines_problems(found, LIMITS, cluster)
     return machines + preflight.cluster_problems(cluster, found)
+
+
+def vip_problems(**by_machine: dict[str, Any]) -> list[str]:
+    cluster = build_ha()
+    found: dict[str, Any] = {m.name: {**GOOD, "macs": [m.address], "vip": {}} for m in cluster.machines}
+    for name in ("lb01", "lb02"):
+        found[name] = {**found[name], **LB, "macs": [f"mac of {name}"], **by_machine.get(name, {})}
+    return preflight.vip_problems(cluster, found)
+
+
+def test_a_virtual_address_that_somebody_has_is_refused() -> None:
+    assert vip_problems() == []
+    [found] = vip_problems(lb01={"vip": {"interface": "host0", "holder": "02:00:00:00:00:99"}})
+    assert found == (
+        "lb01: api_vip 192.168.80.100 is already taken: 02:00:00:00:00:99 answers for it on host0; choose an address "
+        "that nobody has"
+    )
+    [found] = vip_problems(lb01={"vip": {"interface": "host0", "holder": "192.168.80.11"}})
+    assert "192.168.80.11 (that is node01) answers for it" in found
+
+
+def test_the_other_load_balancer_may_have_the_virtual_address() -> None:
+    assert vip_problems(lb02={"vip": {"interface": "host0", "holder": "mac of lb01"}}) == []
+
+
+def test_a_load_balancer_that_was_not_asked_may_be_the_holder() -> None:
+    known = {"lb02": {**GOOD, **LB, "vip": {"interface": "host0", "holder": "02:00:00:00:00:99"}}}
+    assert preflight.vip_problems(build_ha(), known) == []
+
+
+def test_a_virtual_address_of_no_network_of_the_machine() -> None:
+    [found] = vip_problems(lb01={"vip": {"interface": "", "holder": ""}})
+    assert found.startswith("lb01: api_vip 192.168.80.100 is in none of its networks (host0 192.168.80.0/24")
+
+
+def test_helpers_are_those_that_answer_before_those_that_do_not() -> None:
+    facts = {"b": {"api_ready": False}, "c": {"api_ready": True}}
+    assert preflight.helpers(["a", "b", "c"], facts, "api_ready") == ["c", "b", "a"]
+    assert preflight.helpers(["a", "b", "c"], facts) == ["b", "c", "a"]
 
 
 def test_good_machines_have_no_problems() -> None:

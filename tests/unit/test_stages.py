@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from test_topology import build
+from test_topology import build, build_ha
 
 from kubewright import stages
 
@@ -20,10 +20,10 @@ def facts(components: list[str], *, has_pki: bool = True) -> dict[str, Any]:
 
 
 def test_the_table_has_the_stages_of_the_site() -> None:
-    names = [
-        Path(play["ansible.builtin.import_playbook"]).stem for play in yaml.safe_load((ROOT / "site.yml").read_text())
-    ]
-    assert names == ["preflight", *stages.STAGES]
+    names = [play["ansible.builtin.import_playbook"] for play in yaml.safe_load((ROOT / "site.yml").read_text())]
+    assert names[0] == "playbooks/preflight.yml"
+    tags = [yaml.safe_load((ROOT / name).read_text())[0]["tags"] for name in names[1:]]
+    assert tags == [[stage] for stage in stages.STAGES]
 
 
 def test_a_whole_run_needs_nothing() -> None:
@@ -47,6 +47,16 @@ def test_docker_needs_flannel_only_where_its_bridge_is_the_pod_network() -> None
     run = stages.of_run(["docker"], [])
     assert stages.missing(build(), facts([]), run) == []
     assert "the stage flannel" in stages.missing(build(network_mode="docker"), facts([]), run)[0]
+
+
+def test_nodes_need_the_load_balancer_where_there_is_one() -> None:
+    cluster = build_ha()
+    known = {m.name: {"components": ALL, "cas": {"/opt/kubernetes/ssl/ca.pem": ["1"]}} for m in cluster.machines}
+    [found] = stages.missing(cluster, known, {"bootstrap"})
+    assert "the stage lb is not done on lb01, lb02; run --tags lb first" in found
+    for name in ("lb01", "lb02"):
+        known[name]["components"] = ["kube-lb", "kube-lb-check", "kube-lb-vip"]
+    assert stages.missing(cluster, known, {"bootstrap", "proxy", "verify"}) == []
 
 
 def test_a_finished_cluster_takes_every_tag() -> None:

@@ -54,7 +54,14 @@ PACKAGES = (
     "libdevmapper1.02.1",
     "libsystemd0",
     "tcpdump",
+    # There is no mirror in the lab to install the load balancers' packages from.
+    "nginx",
+    "libnginx-mod-stream",
+    "keepalived",
 )
+
+# They come along with packages above; a bare machine runs none of them.
+_DISABLED = ("nginx.service", "keepalived.service")
 
 _MASKED = (
     "apt-daily.timer",
@@ -107,7 +114,7 @@ def images_directory() -> Path:
 
 def digest(suite: str) -> str:
     """Return the name of the image of this recipe for a suite: it changes when the recipe does."""
-    recipe = json.dumps([suite, os.uname().machine, PACKAGES, _MASKED, _FILES], sort_keys=True)
+    recipe = json.dumps([suite, os.uname().machine, PACKAGES, _MASKED, _DISABLED, _FILES], sort_keys=True)
     return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
@@ -235,4 +242,5 @@ def _configure(root: Path) -> None:
     if not succeeds([*systemctl, "--version"]):
         raise UserError("systemctl is missing on the host", "apt-get install systemd")
     run([*systemctl, "mask", *_MASKED])
+    run([*systemctl, "disable", *_DISABLED])
     run([*systemctl, "enable", "systemd-networkd.service", "ssh.service"])

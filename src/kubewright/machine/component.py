@@ -10,6 +10,8 @@ Declaration of one component (all paths absolute):
   files        [{path, sha256, mode, owner, group, secret, restart}]
   absent       [path]
   inputs       [path]   files that other stages put there; a change needs a restart
+  reload       [path]   those of the files and inputs whose change the running service takes over by a reload
+  check        command that judges the files before they are placed; `{root}` in it is the directory that they lie below
   unit         name of the systemd unit, or ""
   health       {timeout, checks}
   member       the endpoint {url, ca, cert, key} of this machine's etcd member, for a component that is one, or none
@@ -21,6 +23,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import tempfile
 import time
 from typing import Any
 
@@ -29,6 +33,7 @@ from . import docker, etcd, files, health, placed, systemd
 STORE = "/opt/kubewright/store"
 RECORDS = "/var/lib/kubewright/components"
 UNITS = "/etc/systemd/system/"
+_CHECK_SECONDS = 20
 
 
 def store_path(binary: dict[str, Any]) -> str:
@@ -111,30 +116,35 @@ def _binary_difference(binary: dict[str, Any], cache: files.DigestCache) -> dict
 
 
 def _restart_reason(
-    declared: dict[str, Any], state: dict[str, str], changed: bool, cache: files.DigestCache
-) -> tuple[str, bool]:
-    """Why the service must be (re)started, if so, and whether it runs now."""
+    declared: dict[str, Any], state: dict[str, str], altered: set[str], cache: files.DigestCache
+) -> tuple[str, bool, bool]:
+    """Why the service must be (re)started, if so, whether it runs now, and whether a reload is enough.
+
+    `altered`: files and links of it that are not as declared.
+    """
     # A unit that is still activating serves nobody yet: starting it anew interrupts nothing and needs no turn.
     running = state.get("ActiveState") in ("active", "reloading")
     if not running:
-        return f"not running ({state.get('ActiveState') or 'unknown'})", False
+        return f"not running ({state.get('ActiveState') or 'unknown'})", False, False
     record = files.read_json(_record_path(declared["name"]))
     if not record:
-        return "not started by kubewright yet", True
+        return "not started by kubewright yet", True, False
     wanted, started = _ingredients(declared, cache), record.get("ingredients", {})
     paths = sorted(p for p in set(wanted) | set(started) if wanted.get(p) != started.get(p))
+    reload = {*paths, *altered} <= set(declared["reload"])
     if paths:
-        return f"changed since it was started: {', '.join(paths)}", True
-    if changed:
+        return f"changed since it was started: {', '.join(paths)}", True, reload
+    if altered:
         # A file was altered on the machine behind our back: the service may have read it.
-        return "a file that it uses had been altered on the machine", True
-    return "", True
+        return "a file that it uses had been altered on the machine", True, reload
+    return "", True, False
 
 
 def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dict[str, Any]) -> dict[str, Any]:
     """Compare one component with the machine.
 
-    Returns {differences: [{kind, path, reason, ...}], restart: reason or "", running, leader, missing_inputs}.
+    Returns {differences: [{kind, path, reason, ...}], restart: reason or "", reload: whether that restart is only a
+    reload, running, leader, missing_inputs}.
     """
     differences: list[dict[str, Any]] = []
     for directory in declared["directories"]:
@@ -151,6 +161,7 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
         "differences": differences,
         "missing_inputs": missing,
         "restart": "",
+        "reload": False,
         "running": False,
         "leader": False,
     }
@@ -162,8 +173,8 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
             differences.append({"kind": "enable", "path": unit, "reason": seen})
         relevant = {item["path"] for item in declared["files"] if item["restart"]}
         relevant |= {binary["link"] for binary in declared["binaries"]}
-        altered = any(d["path"] in relevant for d in differences)
-        result["restart"], result["running"] = _restart_reason(declared, state, altered, cache)
+        altered = {d["path"] for d in differences} & relevant
+        result["restart"], result["running"], result["reload"] = _restart_reason(declared, state, altered, cache)
         if result["restart"] and result["running"] and declared.get("member"):
             result["leader"] = _leads(declared["member"])
     for image in declared["images"]:
@@ -223,13 +234,17 @@ def _place(declared: dict[str, Any], contents: dict[str, str], staged: dict[str,
             os.unlink(path)
 
 
-def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any] | None:
-    """Restart the unit and wait for its health; None, or what went wrong with the evidence."""
+def _start(declared: dict[str, Any], cache: files.DigestCache, *, reload: bool) -> dict[str, Any] | None:
+    """Restart the unit, or reload it, and wait for its health; None, or what went wrong with the evidence."""
     unit, name = declared["unit"], declared["name"]
     ingredients = _ingredients(declared, cache)
     begin = time.time()
-    systemd.restart(unit)
-    reason = health.wait(unit, declared["health"]["checks"], float(declared["health"]["timeout"]))
+    reason = ""
+    if reload:
+        reason = systemd.reload(unit)
+    else:
+        systemd.restart(unit)
+    reason = reason or health.wait(unit, declared["health"]["checks"], float(declared["health"]["timeout"]))
     if reason:
         state = systemd.states([unit])[unit]
         return {
@@ -247,9 +262,40 @@ def _start(declared: dict[str, Any], cache: files.DigestCache) -> dict[str, Any]
     return None
 
 
-def _refusal(components: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
-    """Why a running service must not be interrupted now; empty when it may be."""
+def _judge(declared: dict[str, Any], contents: dict[str, str], found: dict[str, Any]) -> str:
+    """What the program itself has against its new configuration, asked before any of it is placed."""
+    if not declared["check"] or not any(d["kind"] == "file" and d["content"] for d in found["differences"]):
+        return ""
+    with tempfile.TemporaryDirectory(prefix="kubewright-check-") as root:
+        for item in declared["files"]:
+            path = item["path"]
+            if path in contents:
+                content = files.decode(contents[path])
+            else:
+                with open(path, "rb") as stream:
+                    content = stream.read()
+            files.write_atomic(root + path, content, int(item["mode"], 8))
+        argv = [part.replace("{root}", root) for part in declared["check"]]
+        try:
+            reply = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_CHECK_SECONDS)
+            said = " ".join(f"{reply.stdout}{reply.stderr}".replace(root, "").split()) if reply.returncode else ""
+            failed = bool(reply.returncode)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            said, failed = str(error), True
+    if not failed:
+        return ""
+    return (
+        f"{declared['name']}: {os.path.basename(argv[0])} refuses its new configuration, which was not put in place: "
+        f"{said[-1500:] or 'without a word'}"
+    )
+
+
+def _refusal(components: list[dict[str, Any]], contents: dict[str, str], found: list[dict[str, Any]]) -> str:
+    """Why nothing may be changed: a configuration is bad, or a service must not be interrupted now. Empty: it may."""
     for component, finding in zip(components, found):
+        refused = _judge(component, contents, finding)
+        if refused:
+            return refused
         if component["member"] and finding["restart"] and finding["running"]:
             try:
                 reason = etcd.quorum_depends_on(component["member"])
@@ -264,13 +310,19 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     """Bring every component to its declaration; stops at the first service that does not become healthy.
 
     `contents`: path -> base64 of files to write. `staged`: SHA-256 -> path of a transferred binary.
-    Returns {restarted: [unit], seconds: {name: float}, refusal: text, failure: None or {...}}; after a refusal nothing
-    has been changed.
+    Returns {restarted: [unit], reloaded: [unit], seconds: {name: float}, refusal: text, failure: None or {...}}; after
+    a refusal nothing has been changed.
     """
     cache = files.DigestCache()
     states = systemd.states([c["unit"] for c in components if c["unit"]])
     found = [inspect(component, cache, states) for component in components]
-    result: dict[str, Any] = {"restarted": [], "seconds": {}, "refusal": _refusal(components, found), "failure": None}
+    result: dict[str, Any] = {
+        "restarted": [],
+        "reloaded": [],
+        "seconds": {},
+        "refusal": _refusal(components, contents, found),
+        "failure": None,
+    }
     if result["refusal"]:
         return result
     stored = {binary["link"]: store_path(binary) for component in components for binary in component["binaries"]}
@@ -285,11 +337,11 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
             systemd.enable(component["unit"])
         if component["unit"] and finding["restart"]:
             begin = time.monotonic()
-            result["failure"] = _start(component, cache)
+            result["failure"] = _start(component, cache, reload=finding["reload"])
             result["seconds"][component["name"]] = round(time.monotonic() - begin, 2)
             if result["failure"]:
                 break
-            result["restarted"].append(component["unit"])
+            result["reloaded" if finding["reload"] else "restarted"].append(component["unit"])
         wanted = {d["path"] for d in finding["differences"] if d["kind"] == "image"}
         for image in component["images"]:
             if image["reference"] in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import platform
 import re
@@ -13,9 +14,12 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import component, etcd, files
+from . import arp, component, etcd, files, health
 
 _LISTEN = "0A"
+# Programs of the distribution that run in units of ours.
+_OUR_UNITS = ("/kube-lb.service",)
+_VIP_CONFIG = "/opt/kubernetes/lb/keepalived.conf"
 
 
 def listening(table: str) -> dict[int, str]:
@@ -29,7 +33,7 @@ def listening(table: str) -> dict[int, str]:
 
 
 def _holders(inodes: dict[str, int]) -> dict[int, dict[str, Any]]:
-    """Port -> {name: of the process that holds it, ours: whether its program is one that was installed by us}."""
+    """Port -> {name: of the process that holds it, ours: whether the program or its unit was installed by us}."""
     found: dict[int, dict[str, Any]] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -39,9 +43,43 @@ def _holders(inodes: dict[str, int]) -> dict[int, dict[str, Any]]:
             continue
         for link in links:
             if link.startswith("socket:[") and link[8:-1] in inodes:
-                ours = program.startswith(component.STORE + "/")
+                ours = program.startswith(component.STORE + "/") or _runs_in(
+                    files.read(f"/proc/{pid}/cgroup"), _OUR_UNITS
+                )
                 found[inodes[link[8:-1]]] = {"name": files.read(f"/proc/{pid}/comm").strip(), "ours": ours}
     return found
+
+
+def _runs_in(cgroups: str, units: tuple[str, ...]) -> bool:
+    """Whether a /proc/PID/cgroup is that of one of the units."""
+    return any(line.endswith(units) for line in cgroups.splitlines())
+
+
+def interface_of(address: str, found: list[tuple[str, str]]) -> str:
+    """The interface whose network an address is in, the narrowest of them; empty when there is none."""
+    target = ipaddress.IPv4Address(address)
+    all_ = [(ipaddress.IPv4Network(text), name) for name, text in found]
+    fitting = [(network.prefixlen, name) for network, name in all_ if target in network]
+    return max(fitting)[1] if fitting else ""
+
+
+def _vip(address: str, found: list[tuple[str, str]]) -> dict[str, Any]:
+    """Of a virtual address: {interface: that it belongs to, holder: hardware address of whoever has it now}.
+
+    The wire is only asked until this machine is one of those that hold the address.
+    """
+    try:
+        interface = interface_of(address, found)
+    except ValueError:
+        return {}
+    ours = f" {address}/32 " in files.read(_VIP_CONFIG)
+    return {"interface": interface, "holder": "" if ours or not interface else arp.holder(interface, address)}
+
+
+def _api_answers(port: int) -> bool:
+    """Whether this machine's own API server is ready."""
+    check = {"kind": "http", "url": f"https://127.0.0.1:{port}/readyz", "ca": "/opt/kubernetes/ssl/ca.pem"}
+    return not health.probe(check)
 
 
 def networks(table: str) -> list[tuple[str, str]]:
@@ -97,8 +135,12 @@ def certificates(text: str) -> list[str]:
     return [hashlib.sha256("".join(block.split()).encode()).hexdigest() for block in blocks]
 
 
-def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) -> dict[str, Any]:
+def collect(
+    ports: list[int], disks: list[str], etcd_data: str, cas: list[str], api_port: int = 0, vip: str = ""
+) -> dict[str, Any]:
     """Facts of this machine.
+
+    `api_port`: where an API server would answer. `vip`: a virtual address that this machine is to hold now and then.
 
     `cas`: files of CA certificates; the fact has `certificates` of those that are there.
     `ports`: held_ports tells which process holds them. `disks`: free_bytes tells the room at these paths.
@@ -109,6 +151,7 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
     records = []
     if os.path.isdir(component.RECORDS):
         records = sorted(name[:-5] for name in os.listdir(component.RECORDS) if name.endswith(".json"))
+    own_networks = networks(files.read("/proc/net/route"))
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
         "architecture": platform.machine(),
@@ -116,7 +159,10 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
         "systemd": os.path.isdir("/run/systemd/system"),
         "free_bytes": {path: _free(path) for path in disks},
         "held_ports": {str(port): holder for port, holder in _holders(wanted).items()} if wanted else {},
-        "networks": networks(files.read("/proc/net/route")),
+        "networks": own_networks,
+        "macs": arp.macs(),
+        "vip": _vip(vip, own_networks) if vip else {},
+        "api_ready": "kube-apiserver" in records and _api_answers(api_port),
         "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),

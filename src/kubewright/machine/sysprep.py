@@ -76,7 +76,10 @@ def firewall(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
 
 
 def firewall_ports(wanted: dict[str, Any], check: bool) -> list[dict[str, str]]:
-    """`state: ports` lets `ports` (6443/tcp, 30000-32767/udp) and the networks `trusted` into a running firewall."""
+    """`state: ports` lets `ports` (6443/tcp, 30000-32767/udp) and the networks `trusted` into a running firewall.
+
+    A port without a slash is an IP protocol without ports: `vrrp`.
+    """
     if wanted["state"] != "ports":
         return []
     units = systemd.states(list(_FIREWALLS))
@@ -91,14 +94,14 @@ def _firewalld(ports: list[str], trusted: list[str], check: bool) -> list[dict[s
     """What firewalld keeps and what it does now are two things: a run that ended in between left only one of them."""
     found = []
     for where, ask in (("at every start", ("firewall-cmd", "--permanent")), ("now", ("firewall-cmd",))):
-        open_ports = _run(*ask, "--list-ports").split()
+        open_ports = _run(*ask, "--list-ports").split() + _run(*ask, "--list-protocols").split()
         sources = _run(*ask, "--zone=trusted", "--list-sources").split()
         missing = [port for port in ports if port not in open_ports]
         strangers = [network for network in trusted if network not in sources]
         found += [_difference(f"firewalld {port} {where}", "closed", "open") for port in missing]
         found += [_difference(f"firewalld {network} {where}", "not trusted", "trusted") for network in strangers]
         if missing and not check:
-            _run(*ask, *[f"--add-port={port}" for port in missing])
+            _run(*ask, *[f"--add-{'port' if '/' in port else 'protocol'}={port}" for port in missing])
         if strangers and not check:
             _run(*ask, "--zone=trusted", *[f"--add-source={network}" for network in strangers])
     return found
@@ -106,7 +109,10 @@ def _firewalld(ports: list[str], trusted: list[str], check: bool) -> list[dict[s
 
 def _ufw(ports: list[str], trusted: list[str], check: bool) -> list[dict[str, str]]:
     have = {line.strip() for line in _run("ufw", "show", "added").splitlines()}
-    rules = [["allow", port.replace("-", ":")] for port in ports]
+    # As `ufw show added` writes them.
+    rules = [
+        ["allow", port.replace("-", ":")] if "/" in port else ["allow", "to", "any", "proto", port] for port in ports
+    ]
     rules += [["allow", "from", network] for network in trusted]
     missing = [rule for rule in rules if f"ufw {' '.join(rule)}" not in have]
     for rule in missing:

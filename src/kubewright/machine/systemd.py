@@ -77,6 +77,12 @@ def stop(unit: str) -> None:
         _check(reply, f"systemctl stop {unit}")
 
 
+def reload(unit: str) -> str:
+    """Have the running service read its configuration again; empty, or what its ExecReload= had against it."""
+    reply = _run("systemctl", "reload", unit)
+    return f"{unit} was not reloaded: {reply.stderr.strip()}" if reply.returncode else ""
+
+
 def journal(unit: str, since: float, lines: int = 300) -> list[str]:
     """The last log lines of the unit from a moment on (seconds of the epoch): older ones explain nothing."""
     scope = ["-u", unit, "--since", f"@{since:.3f}"]
