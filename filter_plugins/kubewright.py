@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode
+from kubewright import certreport, flags, podnetwork, ports, proxymode
 from kubewright.topology import Machine
 
 
@@ -15,6 +15,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name -> function."""
         return {
+            "kubewright_certs_served": certreport.served,
             "kubewright_flags": flags.flags,
             "kubewright_env": flags.environment,
             "kubewright_env_file": flags.environment_file,

@@ -16,7 +16,14 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 
 
 # Said on the command line, never kept.
-COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {"confirm": {"type": "str"}}
+COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
+    "confirm": {"type": "str"},
+    # playbooks/ops/renew.yml
+    "renew_only": {"type": "list"},
+    "renew_all": {"type": "bool"},
+    # playbooks/ops/rotate_ca.yml
+    "ca": {"type": "str"},
+}
 
 
 def misspelt(used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]) -> list[str]:
