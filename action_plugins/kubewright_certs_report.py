@@ -14,6 +14,8 @@ from kubepki import check, report, survey
 from kubewright import certreport
 from kubewright.files import write_file
 
+# Of the lines that name machines, a file and units.
+_WIDTH = 160
 _ROOT = Path(__file__).resolve().parent.parent
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "own": {"type": "list", "elements": "path", "required": True},
@@ -56,7 +58,7 @@ class ActionModule(ActionBase):
         restart_for = certreport.to_renew(found, now, warn)
         if not arguments["show"]:
             return {"changed": False, "restart_for": restart_for}
-        Display().display("\n" + report.table(judgement, colours=False))
+        Display().display("\n" + report.table(judgement, width=_WIDTH))
         if arguments["report"]:
             write_file(_ROOT / arguments["report"], json.dumps(certreport.data(found, judgement), indent=1) + "\n")
         counts = f"{len(judgement.certificates)} certificates in {len(found)} places, {judgement.state}"

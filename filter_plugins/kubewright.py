@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import certreport, flags, podnetwork, ports, proxymode
+from kubewright import certreport, flags, keyring, podnetwork, ports, proxymode
 from kubewright.topology import Machine
 
 
@@ -16,6 +16,7 @@ class FilterModule:
         """Name -> function."""
         return {
             "kubewright_certs_served": certreport.served,
+            "kubewright_encryption_keys": keyring.parse,
             "kubewright_flags": flags.flags,
             "kubewright_env": flags.environment,
             "kubewright_env_file": flags.environment_file,
