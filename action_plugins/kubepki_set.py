@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.plugins.action import ActionBase
 
-from kubepki import manage, reconcile, spec, store
+from kubepki import compare, manage, reconcile, spec, store
 from kubepki.errors import KubepkiError
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -19,6 +19,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     # Where the password is, not the password.
     "old_password": {"type": "str", "default": "", "no_log": False},
     "spec_file": {"type": "path", "default": ""},
+    "renew_names": {"type": "list", "elements": "str", "default": []},
+    "renew_within_days": {"type": "float", "default": 0},
+    "renew_all": {"type": "bool", "default": False},
 }
 _HEADER = "# What the last run asked for: kubepki plan, verify and rotate read it. Written anew by each run.\n"
 
@@ -35,12 +38,13 @@ class ActionModule(ActionBase):
         _, arguments = self.validate_argument_spec(_ARGUMENTS)
         step = reconcile.plan if self._task.check_mode else reconcile.apply
         try:
-            found = step(
-                spec.parse(arguments["spec"]),
-                Path(arguments["directory"]),
-                datetime.now(UTC),
-                arguments["old_password"],
+            wanted = spec.parse(arguments["spec"])
+            every = [certificate.name for certificate in wanted.certificates]
+            renewal = compare.Renewal(
+                every if arguments["renew_all"] else arguments["renew_names"],
+                timedelta(days=arguments["renew_within_days"]),
             )
+            found = step(wanted, Path(arguments["directory"]), datetime.now(UTC), arguments["old_password"], renewal)
             written = self._keep(arguments["spec"], arguments["spec_file"])
         except (KubepkiError, OSError) as error:
             return {"failed": True, "msg": str(error)}

@@ -134,6 +134,12 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": preflight.report(problems)}
         for name in unreachable:
             Display().warning(f"{name}: the run goes on without it (preflight_unreachable)")
+        runs = int(self._templar.template(self._vars["preflight_journal_runs"]))
+        known = self._known(cluster, facts, names)
+        return {"changed": False, "ansible_facts": {"cluster": known}, "journal_runs": runs, "warnings": warnings}
+
+    def _known(self, cluster: topology.Cluster, facts: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """The fact `cluster`: what was computed, and what of the machines matters to others."""
         known = cluster.facts()
         known["etcd_is_new"] = preflight.etcd_is_new(cluster, facts)
         known["etcd_joining"] = preflight.etcd_joining(cluster, facts)
@@ -144,8 +150,7 @@ class ActionModule(ActionBase):
         known["etcd_hosts"] = preflight.helpers([m.name for m in cluster.etcd_members()], asked)
         known["pki_spec"] = certificates.spec(cluster)
         known["pki_files"] = {name: certificates.distribution(cluster, name) for name in names}
-        runs = int(self._templar.template(self._vars["preflight_journal_runs"]))
-        return {"changed": False, "ansible_facts": {"cluster": known}, "journal_runs": runs, "warnings": warnings}
+        return known
 
     def _refuse_other_runs(self) -> None:
         run, now = runlock.current, time.time()

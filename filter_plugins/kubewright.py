@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kubewright import flags, podnetwork, ports, proxymode, runlock, scale, topology, upkeep
+from kubewright import (
+    certreport,
+    flags,
+    keyring,
+    podnetwork,
+    ports,
+    proxymode,
+    runlock,
+    scale,
+    topology,
+    upkeep,
+)
 from kubewright.topology import Machine
 
 
@@ -15,6 +26,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Name -> function."""
         return {
+            "kubewright_certs_served": certreport.served,
+            "kubewright_encryption_keys": keyring.parse,
             "kubewright_flags": flags.flags,
             "kubewright_env": flags.environment,
             "kubewright_env_file": flags.environment_file,

@@ -27,6 +27,19 @@ options:
     description: Where the specification is kept as YAML, for kubepki's commands; empty for nowhere.
     type: path
     default: ""
+  renew_names:
+    description: Certificates that are issued anew although they are right.
+    type: list
+    elements: str
+    default: []
+  renew_within_days:
+    description: Certificates that end within so many days are issued anew as well.
+    type: float
+    default: 0
+  renew_all:
+    description: Issue every certificate anew; CAs stay.
+    type: bool
+    default: false
 author: kubewright
 """
 

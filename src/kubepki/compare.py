@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from cryptography import x509
 
@@ -13,6 +14,28 @@ from kubepki.spec import Authority, Certificate
 
 # Attribute of a KeyUsage -> the name that cfssl's profiles have for it.
 _BITS = {attribute: name for name, attribute in usages.KEY.items()}
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What is to be issued anew although it is right: certificates by `names`, and those that end `within` a time."""
+
+    names: Collection[str] = ()
+    within: timedelta = timedelta(0)
+
+    def reasons(self, name: str, found: x509.Certificate, ca: x509.Certificate | None, now: datetime) -> list[str]:
+        """Why this one is renewed; none when it is not."""
+        if name in self.names:
+            return ["to be renewed"]
+        end = found.not_valid_after_utc
+        # A certificate that ends with its CA would not live longer for being made anew.
+        lasts = ca is not None and ca.not_valid_after_utc <= end
+        if self.within and end - now < self.within and not lasts:
+            return [f"ends on {end:%Y-%m-%d}, within {self.within / timedelta(days=1):g} days"]
+        return []
+
+
+NOTHING = Renewal()
 
 
 def expiring(certificate: x509.Certificate, now: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Planner:
     directory: Path
     now: datetime
     old_password: str
+    renewal: compare.Renewal = compare.NOTHING
     steps: list[Step] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     signers: dict[str, Issuer] = field(default_factory=dict)
@@ -292,7 +294,9 @@ class Planner:
             try:
                 certificate = x509.load_pem_x509_certificate(found.content)
                 key = keys.load(key_found.content, names[0])
-                why = compare.reasons(wanted, certificate, key, ca.certificate if ca else None, self.now)
+                issuer = ca.certificate if ca else None
+                why = compare.reasons(wanted, certificate, key, issuer, self.now)
+                why = why or self.renewal.reasons(wanted.name, certificate, issuer, self.now)
             except PrivateKeyError as error:
                 why = [error.message]
             except issue.UNREADABLE as error:
@@ -347,6 +351,7 @@ class Planner:
 
     def look(self, spec: Spec) -> None:
         """Decide on everything in a specification."""
+        self._require_known(spec)
         for authority in spec.authorities.values():
             self.authority(authority)
         for name, wanted in spec.keypairs.items():
@@ -354,6 +359,16 @@ class Planner:
         for certificate in spec.certificates:
             self.certificate(certificate)
         self._directories(spec)
+
+    def _require_known(self, spec: Spec) -> None:
+        known = [certificate.name for certificate in spec.certificates]
+        for name in self.renewal.names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                raise StoreError(
+                    f"there is no certificate {name!r} to be renewed",
+                    f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}",
+                )
 
     def _directories(self, spec: Spec) -> None:
         for directory in directories(spec, self.directory):

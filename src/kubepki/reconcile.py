@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from kubepki import issue, keys, store
+from kubepki.compare import NOTHING, Renewal
 from kubepki.decide import PUBLIC, SECRET, Item, Planner, Step, directories, identity, key_pem, way
 from kubepki.issue import Issuer
 from kubepki.keys import Key, PrivateKey
@@ -80,17 +81,18 @@ class Plan:
         return tuple(item.name for item in self.items if item.action == action)
 
 
-def plan(spec: Spec, directory: Path, now: datetime, old_password: str = "") -> Plan:
+def plan(spec: Spec, directory: Path, now: datetime, old_password: str = "", renewal: Renewal = NOTHING) -> Plan:
     """Compare without writing anything.
 
     `now`: aware, UTC. `old_password`: the source (see `sources`) of a password that CA keys were encrypted with before.
-    StoreError: see the module's words on CAs; also for what cannot be read, and for users that are not there.
+    `renewal`: what is issued anew although it is right. StoreError: see the module's words on CAs; also for what cannot
+    be read, and for users that are not there.
     """
-    return _plan(spec, _planned(spec, directory, now, old_password))
+    return _plan(spec, _planned(spec, directory, now, old_password, renewal))
 
 
-def _planned(spec: Spec, directory: Path, now: datetime, old_password: str) -> Planner:
-    planner = Planner(directory, now, old_password)
+def _planned(spec: Spec, directory: Path, now: datetime, old_password: str, renewal: Renewal) -> Planner:
+    planner = Planner(directory, now, old_password, renewal)
     planner.look(spec)
     return planner
 
@@ -106,7 +108,7 @@ def _plan(spec: Spec, planner: Planner, items: Sequence[Item] = ()) -> Plan:
     )
 
 
-def apply(spec: Spec, directory: Path, now: datetime, old_password: str = "") -> Plan:
+def apply(spec: Spec, directory: Path, now: datetime, old_password: str = "", renewal: Renewal = NOTHING) -> Plan:
     """Issue and repair what `plan` finds, under the directory's lock; returns the plan with the outcome in its items.
 
     Errors are those of `plan`, and StoreError for what cannot be written: then the files are as they were.
@@ -116,7 +118,7 @@ def apply(spec: Spec, directory: Path, now: datetime, old_password: str = "") ->
     places = directories(spec, directory)
     with store.locked(directory, _mode_of(spec, directory, directory)):
         store.sweep(places)
-        planner = _planned(spec, directory, now, old_password)
+        planner = _planned(spec, directory, now, old_password, renewal)
         if not any(step.item.action != "keep" for step in planner.steps):
             return _plan(spec, planner)
         _may_write(planner, directory)

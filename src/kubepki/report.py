@@ -42,13 +42,16 @@ def where(place: Place) -> str:
     return text + (f" [{place.index}]" if place.index > 1 else "")
 
 
-def table(judgement: Judgement, *, colours: bool = False) -> str:
-    """For people: a verdict, the certificates by their end with their places below, other findings, a count."""
+def table(judgement: Judgement, *, colours: bool = False, width: int = _WIDTH) -> str:
+    """For people: a verdict, the certificates by their end with their places below, other findings, a count.
+
+    `width`: that of the lines with places.
+    """
     lines = [_verdict(judgement, colours=colours), ""]
     if judgement.certificates:
         lines.append(_row("STATE", "DAYS", "ENDS", "SUBJECT", "ISSUER", "FOR"))
     for judged in judgement.certificates:
-        lines += _certificate(judged, colours=colours)
+        lines += _certificate(judged, width, colours=colours)
     if judgement.others:
         lines += ["", "APART FROM CERTIFICATES"] if judgement.certificates else []
         for finding in judgement.others:
@@ -69,7 +72,7 @@ def _row(state: str, days: str, ends: str, subject: str, issuer: str, purpose: s
     return f"{start}  {who}  {_cut(purpose, _PURPOSE)}"
 
 
-def _certificate(judged: Judged, *, colours: bool) -> Iterator[str]:
+def _certificate(judged: Judged, width: int, *, colours: bool) -> Iterator[str]:
     found = judged.facts
     issuer = "(itself)" if judged.chain.status == "root" else found.issuer
     purpose = (
@@ -81,7 +84,7 @@ def _certificate(judged: Judged, *, colours: bool) -> Iterator[str]:
     for finding in judged.findings:
         yield from _wrapped(finding)
     for spot in judged.spots:
-        yield " " * _INDENT + _cut(where(spot.place), _WIDTH - _INDENT)
+        yield " " * _INDENT + _cut(where(spot.place), width - _INDENT)
         for finding in spot.findings:
             yield from _wrapped(finding)
 

@@ -94,7 +94,8 @@ _AUTHORITIES: dict[str, tuple[str, tuple[str, ...]]] = {
         "kubernetes-ca",
         ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kube-lb-check"),
     ),
-    "kubelet-signer": ("kubernetes-kubelet-signer", ("kube-apiserver", "kube-controller-manager", "kubelet")),
+    # The controller manager issues with it, and trusts nobody by it.
+    "kubelet-signer": ("kubernetes-kubelet-signer", ("kube-apiserver", "kubelet")),
     "etcd": ("etcd-ca", ("etcd", "kube-apiserver", "flanneld")),
     "front-proxy": ("kubernetes-front-proxy-ca", ("kube-apiserver",)),
 }
@@ -190,7 +191,10 @@ def _for_master() -> list[dict[str, Any]]:
         _copy("etcd-ca-bundle.pem", f"{_KUBE}/etcd-ca.pem"),
         _copy("front-proxy-ca-bundle.pem", f"{_KUBE}/front-proxy-ca.pem"),
         _copy("service-account.key", f"{_KUBE}/service-account.key", secret=True),
-        _copy("service-account.pub", f"{_KUBE}/service-account.pub"),
+        {
+            **_copy("service-account.pub", f"{_KUBE}/service-account.pub"),
+            "optional": ["service-account-next.pub", "service-account-previous.pub"],
+        },
     ]
 
 
@@ -205,7 +209,8 @@ def _for_node() -> list[dict[str, Any]]:
 def distribution(cluster: Cluster, machine_name: str) -> list[dict[str, Any]]:
     """Files of the PKI directory that a machine gets: {source | sources, dest, mode, secret}; only what it needs.
 
-    What machines trust are the bundles: while a CA is rotated these hold two.
+    `optional`: further sources, of which only a rotation makes files. What machines trust are the bundles: while a CA
+    is rotated these hold two.
     """
     machine = cluster.machine(machine_name)
     found: list[dict[str, Any]] = []

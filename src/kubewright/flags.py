@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kubewright.nodes import MASTER_TAINT
@@ -189,6 +190,7 @@ def pki_files(
     result = []
     for entry in distribution:
         sources = [stand_ins.get(source, source) for source in entry.get("sources") or [entry["source"]]]
+        sources += [source for source in entry.get("optional", ()) if Path(directory, source).is_file()]
         result.append(
             {
                 "path": entry["dest"],

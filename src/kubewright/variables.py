@@ -21,6 +21,11 @@ COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
     "confirm": {"type": "str"},
     "dead": {"type": "bool"},
     "machine": {"type": "str"},
+    # playbooks/ops/renew.yml
+    "renew_only": {"type": "list"},
+    "renew_all": {"type": "bool"},
+    # playbooks/ops/rotate_ca.yml
+    "ca": {"type": "str"},
 }
 
 

@@ -1,0 +1,158 @@
+"""Keys that the API server encrypts Secrets with, the key pair of service-account tokens, and the bootstrap token.
+
+What a rotation of each does to the files on the controller; every function can be run again after it was cut short.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+import shutil
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from kubepki import keys
+from kubepki.keys import Key
+from kubewright.errors import UserError
+from kubewright.files import write_file
+
+RETIRED = "retired"
+_LETTERS = string.ascii_letters + string.digits
+_SMALL = string.ascii_lowercase + string.digits
+_FIRST = "key1"
+_LINE = re.compile(r"key[1-9][0-9]*:[A-Za-z0-9]{32}")
+
+
+class EncryptionKey(NamedTuple):
+    """`name` is stored beside everything that was encrypted with it, so it is never used for another."""
+
+    name: str
+    secret: str
+
+
+def parse(text: str) -> list[EncryptionKey]:
+    """The keys of secrets/encryption_key, the one that encrypts first.
+
+    A file with nothing but a key, as the first run writes it, is `key1`; otherwise each line is NAME:KEY.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) == 1 and ":" not in lines[0]:
+        return [EncryptionKey(_FIRST, lines[0])]
+    for number, line in enumerate(lines or [""], 1):
+        if not _LINE.fullmatch(line):
+            raise UserError(
+                f"secrets/encryption_key: line {number} is not NAME:KEY, with a name such as key2 and 32 letters and "
+                "digits",
+                "restore the file from a backup",
+            )
+    return [EncryptionKey(*line.split(":", 1)) for line in lines]
+
+
+def _text(known: Sequence[EncryptionKey]) -> str:
+    return "".join(f"{one.name}:{one.secret}\n" for one in known)
+
+
+def _number(key: EncryptionKey) -> int:
+    return int(key.name.removeprefix("key"))
+
+
+def encryption_added(text: str) -> str:
+    """With a new key behind the one that encrypts: everybody can read what it will have encrypted."""
+    known = parse(text)
+    if len(known) > 1:
+        return text
+    new = EncryptionKey(f"key{_number(known[0]) + 1}", "".join(secrets.choice(_LETTERS) for _ in range(32)))
+    return _text([*known, new])
+
+
+def encryption_promoted(text: str) -> str:
+    """With the newest key first: it encrypts, the others only read."""
+    return _text(sorted(parse(text), key=_number, reverse=True))
+
+
+def encryption_dropped(text: str) -> str:
+    """With the first key alone."""
+    return _text(parse(text)[:1])
+
+
+def keep(path: Path, name: str) -> None:
+    """A copy of a secret in `retired/` beside it, where none of this name and content is."""
+    target = path.parent / RETIRED / name
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    number = 1
+    while target.exists() and target.read_bytes() != path.read_bytes():
+        number += 1
+        target = target.with_name(f"{name}-{number}")
+    write_file(target, path.read_bytes(), 0o600)
+
+
+class Pair(NamedTuple):
+    """Files of a key pair in the PKI directory."""
+
+    key: Path
+    public: Path
+
+
+def pair(directory: Path, which: str = "") -> Pair:
+    """`which`: empty, `-next` or `-previous`."""
+    return Pair(directory / f"service-account{which}.key", directory / f"service-account{which}.pub")
+
+
+def pair_made(directory: Path, kind: Key) -> None:
+    """The next key pair of service accounts lies beside the one in use."""
+    following = pair(directory, "-next")
+    if following.key.exists():
+        made = keys.load(following.key.read_bytes(), str(following.key))
+    else:
+        made = keys.generate(kind)
+        write_file(following.key, keys.pem(made), 0o600)
+    write_file(following.public, keys.public_pem(made))
+
+
+def pair_promoted(directory: Path) -> None:
+    """The next pair signs, the one before is `-previous`. The order bears an end in between."""
+    current, following, previous = (pair(directory, which) for which in ("", "-next", "-previous"))
+    if not following.key.exists():
+        return
+    if following.key.read_bytes() != current.key.read_bytes():
+        write_file(previous.key, current.key.read_bytes(), 0o600)
+        write_file(previous.public, current.public.read_bytes())
+        write_file(current.key, following.key.read_bytes(), 0o600)
+    write_file(current.public, following.public.read_bytes())
+    following.key.unlink()
+    following.public.unlink(missing_ok=True)
+
+
+def pair_dropped(directory: Path) -> None:
+    """The previous pair moves to `retired/`."""
+    previous = pair(directory, "-previous")
+    retired = directory / RETIRED
+    for path in previous:
+        if path.exists():
+            retired.mkdir(mode=0o700, exist_ok=True)
+            name = key_id(previous.public.read_bytes()) if previous.public.exists() else "service-account"
+            shutil.move(path, retired / f"service-account-{name}{path.suffix}")
+
+
+def key_id(public: bytes) -> str:
+    """The `kid` that Kubernetes writes into tokens: SHA-256 of the public key's DER, in URL-safe base64 (jwt.go)."""
+    encoded = load_pem_public_key(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.urlsafe_b64encode(hashlib.sha256(encoded).digest()).decode().rstrip("=")
+
+
+class Token(NamedTuple):
+    """A bootstrap token: `id` is its public half."""
+
+    id: str
+    secret: str
+
+
+def token() -> Token:
+    """A new bootstrap token."""
+    return Token(*("".join(secrets.choice(_SMALL) for _ in range(length)) for length in (6, 16)))
