@@ -195,8 +195,9 @@ class ActionModule(ActionBase):
             if reply.get("facts"):
                 facts[name] = reply["facts"]
             else:
-                how = "reached" if reply.get("unreachable") else "asked"
-                unreachable[name] = f"cannot be {how}: {' '.join(str(reply.get('msg') or reply).split())[:300]}"
+                reason = " ".join(str(reply.get("msg") or reply).split())[:300]
+                away = reply.get("unreachable")
+                unreachable[name] = f"cannot be reached: {reason}" if away else f"cannot be asked: {reason}"
         return facts, unreachable
 
     def _others(self) -> list[dict[str, Any]]:
