@@ -1,0 +1,143 @@
+"""Draining a node; the API is a table here, the scenario `scale` has a real one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kubewright.machine import api, drain
+
+_BUDGET = {
+    "message": "Cannot evict pod as it would violate the pod's disruption budget.",
+    "details": {
+        "causes": [
+            {
+                "reason": "DisruptionBudget",
+                "message": "The disruption budget web needs 2 healthy pods and has 2 currently",
+            }
+        ]
+    },
+}
+
+
+def pod(name: str, kind: str = "ReplicaSet", **changes: Any) -> dict[str, Any]:
+    metadata = {"namespace": "default", "name": name, "uid": f"uid-{name}"}
+    if kind:
+        metadata["ownerReferences"] = [{"kind": kind, "controller": True}]  # type: ignore[assignment]
+    metadata |= changes.pop("metadata", {})
+    return {"metadata": metadata, "spec": changes.pop("spec", {}), "status": {"phase": "Running"}, **changes}
+
+
+class Api:
+    """Nodes and pods; `grants` says how often an eviction of a pod is refused before it is granted."""
+
+    def __init__(self, pods: list[dict[str, Any]], refusals: int = 0, silent: int = 0) -> None:
+        self.node: dict[str, Any] = {"metadata": {"annotations": {}}, "spec": {}}
+        self.items, self.refusals, self.silent = pods, refusals, silent
+        self.asked: list[tuple[str, str]] = []
+        self.bodies: list[Any] = []
+
+    def __call__(self) -> Any:
+        return self
+
+    def request(self, method: str, path: str, body: Any = None, kind: str = "") -> tuple[int, Any]:
+        if self.silent:
+            self.silent -= 1
+            raise api.NoAnswerError("silence")
+        self.asked.append((method, path))
+        if method == "GET":
+            return (200, {"items": self.items}) if "pods" in path else (200, self.node)
+        if method == "PATCH":
+            assert kind == "application/merge-patch+json"
+            self.node["spec"] |= body["spec"]
+            self.node["metadata"]["annotations"] |= body["metadata"]["annotations"]
+            return 200, self.node
+        self.bodies.append(body)
+        if method == "POST" and self.refusals:
+            self.refusals -= 1
+            return 429, _BUDGET
+        name = path.split("/")[6]
+        self.items = [item for item in self.items if item["metadata"]["name"] != name]
+        return (200 if method == "DELETE" else 201), {}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "_POLL_SECONDS", 0.01)
+
+
+def test_some_pods_stay() -> None:
+    assert drain.stays(pod("a", "DaemonSet"))
+    assert drain.stays(pod("a", metadata={"annotations": {"kubernetes.io/config.mirror": "x"}}))
+    assert drain.stays(pod("a", status={"phase": "Succeeded"}))
+    assert not drain.stays(pod("a", "StatefulSet"))
+
+
+def test_pods_that_would_lose_something_are_told_all_together() -> None:
+    pods = [pod("web"), pod("alone", ""), pod("cache", spec={"volumes": [{"name": "tmp", "emptyDir": {}}]})]
+    with pytest.raises(drain.DrainError) as error:
+        drain.leaving(pods, drain.Rules())
+    assert "default/alone belongs to no controller" in str(error.value)
+    assert "default/cache has data in emptyDir volumes (tmp)" in str(error.value)
+    assert "kubelet_drain_emptydir_data" in str(error.value)
+    assert drain.leaving(pods, drain.Rules(emptydir=True, unmanaged=True)) == pods
+
+
+def test_nothing_is_cordoned_when_a_pod_may_not_go() -> None:
+    api_ = Api([pod("alone", "")])
+    with pytest.raises(drain.DrainError):
+        drain.Drain(api_, "node01", "v1").drain(api_.node, 1, drain.Rules())
+    assert [method for method, _ in api_.asked] == ["GET"]
+
+
+def test_a_budget_is_asked_again_until_it_grants() -> None:
+    api_ = Api([pod("web"), pod("log", "DaemonSet")], refusals=3, silent=2)
+    assert drain.Drain(api_, "node01", "v1beta1").drain(api_.node, 5, drain.Rules()) == ["default/web"]
+    assert api_.node["spec"]["unschedulable"]
+    assert drain.MARK in api_.node["metadata"]["annotations"]
+    assert api_.bodies[-1]["apiVersion"] == "policy/v1beta1"
+    assert api_.bodies[-1]["deleteOptions"]["preconditions"] == {"uid": "uid-web"}
+
+
+def test_after_the_timeout_the_node_takes_pods_again_and_the_budget_is_named() -> None:
+    api_ = Api([pod("web")], refusals=10_000)
+    with pytest.raises(drain.DrainError) as error:
+        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+    assert "default/web: The disruption budget web needs 2 healthy pods" in str(error.value)
+    assert str(error.value).endswith("node01 takes pods again")
+    assert not api_.node["spec"]["unschedulable"]
+
+
+def test_a_node_that_a_person_cordoned_stays_cordoned() -> None:
+    api_ = Api([pod("web")], refusals=10_000)
+    api_.node["spec"]["unschedulable"] = True
+    one = drain.Drain(api_, "node01", "v1")
+    with pytest.raises(drain.DrainError, match="stays cordoned"):
+        one.drain(api_.node, 0.05, drain.Rules())
+    assert api_.node["spec"]["unschedulable"]
+    assert not one.uncordon(api_.node)
+
+
+def test_a_drain_that_was_interrupted_is_withdrawn_by_the_next() -> None:
+    api_ = Api([pod("web")], refusals=10_000)
+    api_.node["spec"]["unschedulable"] = True
+    api_.node["metadata"]["annotations"][drain.MARK] = "drain"
+    with pytest.raises(drain.DrainError, match="takes pods again"):
+        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+    assert not api_.node["spec"]["unschedulable"]
+
+
+def test_force_deletes_what_is_left_after_the_timeout() -> None:
+    api_ = Api([pod("web")], refusals=10_000)
+    gone = drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules(force=True))
+    assert gone == ["default/web"]
+    assert api_.asked[-1] == ("DELETE", "/api/v1/namespaces/default/pods/web")
+    assert api_.bodies[-1]["gracePeriodSeconds"] == 0
+
+
+def test_a_pod_that_is_ending_is_waited_for_and_not_evicted_again() -> None:
+    api_ = Api([pod("web", "", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})])
+    with pytest.raises(drain.DrainError, match="has been ending since 2026"):
+        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+    assert all(method != "POST" for method, _ in api_.asked)
