@@ -52,5 +52,19 @@ def failure(host: str, evidence: Mapping[str, Any]) -> str:
         parts += [f"because of: {line.strip()}"] if line in journal and line not in last else []
     parts.append("last log lines:")
     parts += [f"  {line}" for line in last] or ["  (the unit logged nothing)"]
+    parts += _way_back(host, evidence)
     parts.append(f"more: journalctl -u {evidence['unit']} on {host}; the same command again resumes the run")
     return "\n".join(parts)
+
+
+def _way_back(host: str, evidence: Mapping[str, Any]) -> list[str]:
+    rollback = evidence.get("rollback")
+    if not rollback:
+        return []
+    name = evidence["component"]
+    versions = ", ".join(f"{artifact} {version}" for artifact, version in sorted(rollback["to"].items()))
+    if rollback["failure"]:
+        return [
+            f"{name} on {host} was put back to {versions}, and is not healthy with that either: {rollback['failure']}"
+        ]
+    return [f"{name} on {host} was rolled back and is healthy again: it runs {versions} with the files of before"]

@@ -13,7 +13,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import component, etcd, files
+from . import component, etcd, files, generations
 
 _LISTEN = "0A"
 
@@ -126,6 +126,10 @@ def collect(ports: list[int], disks: list[str], etcd_data: str, cas: list[str]) 
         "networks": networks(files.read("/proc/net/route")),
         "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,
+        "generations": {
+            name: generations.describe(files.read_json(f"{component.RECORDS}/{name}.json") or {}, component.STORE)
+            for name in records
+        },
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "etcd_members": _etcd_members() if "etcd" in records else [],
         "etcd_peer": _peer_host(files.read("/opt/etcd/cfg/etcd")),
