@@ -87,8 +87,7 @@ class ActionModule(ActionBase):
         machines = self._machines()
         found, problems = upgrade.ways_back(machines)
         if problems:
-            without = " To leave etcd as it is: --skip-tags etcd." if any("etcd" in p for p in problems) else ""
-            raise UserError(upgrade.refusal(problems, "this rollback") + without)
+            raise UserError(upgrade.refusal(problems, "this rollback"))
         always = str(self._task.args["drain"])
         return self._planned(machines, [upgrade.way_back(found, self._cluster["kube_version"], always)], "rollback")
 

@@ -11,6 +11,8 @@ _SHOWN_LINES = 15
 # Log line -> what it usually means. First match wins; ordered from specific to general.
 _CAUSES: Sequence[tuple[str, str]] = (
     (r"address already in use", "another process holds the port: see `ss -ltnp`"),
+    (r"too many open files", "a limit is reached: of open files (`ulimit -n`), or of inotify instances, which all "
+     "containers of a host share (fs.inotify.max_user_instances)"),
     (r"no space left on device", "the disk is full: see `df -h`"),
     (r"certificate has expired|not yet valid", "a certificate expired or the clock is off: run --tags sysprep,pki"),
     (r"certificate signed by unknown authority", "its CA is another one: run --tags pki"),

@@ -83,23 +83,27 @@ def changes(machines: Generations, wanted: Artifacts) -> list[Change]:
 
 def ways_back(machines: Generations) -> tuple[list[Change], list[str]]:
     """What a rollback changes, and why it cannot be done as sentences."""
-    found, problems = [], []
+    found = []
+    reasons: dict[str, list[str]] = {}
     for machine, components in machines.items():
         for component, generations in components.items():
             for artifact, then in generations["previous"].items():
                 now = generations["artifacts"].get(artifact)
-                if now and now["sha256"] != then["sha256"]:
-                    found.append(Change(machine, component, artifact, str(now["version"]), str(then["version"])))
-                    if not then["stored"]:
-                        problems.append(
-                            f"{machine}: {artifact} {then['version']} is no longer in /opt/kubewright/store there; go "
-                            "there with upgrade.yml and -e artifacts_lock=... of that time"
-                        )
-    for change in found:
-        reason = _refused_downgrade(change)
-        if reason:
-            problems.append(f"{change.machine}: {reason}")
-    return found, problems
+                if not now or now["sha256"] == then["sha256"]:
+                    continue
+                change = Change(machine, component, artifact, str(now["version"]), str(then["version"]))
+                found.append(change)
+                reason = _refused_downgrade(change)
+                if reason and artifact == _ETCD:
+                    reason += "; --skip-tags etcd leaves it as it is"
+                elif not reason and not then["stored"]:
+                    reason = (
+                        f"{artifact} {then['version']} is no longer in /opt/kubewright/store there; go there with "
+                        "upgrade.yml and -e artifacts_lock=... of that time"
+                    )
+                if reason:
+                    reasons.setdefault(reason, []).append(machine)
+    return found, [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def _refused_downgrade(change: Change) -> str:

@@ -110,7 +110,11 @@ class Builder:
         """(packages, source packages) as (name, version): what a build still has to get from the archive."""
         recipe = self._recipe["debian"]
         packages = [(t["package"], t["version"]) for t in recipe["toolchain"]]
-        sources = [] if self._apt.has_source(recipe["files"]) else [(recipe["package"], recipe["version"])]
+        unpacked = self._step("source").exists()
+        there = unpacked or self._apt.has_source(recipe["files"])
+        sources = [] if there else [(recipe["package"], recipe["version"])]
+        if self._step("toolchain").exists():
+            packages = []
         return [p for p in packages if not self._apt.has(*p)], sources
 
     def build(self) -> dict[str, tuple[Path, Claim]]:
@@ -234,7 +238,8 @@ class Builder:
             str(target),
             f"./cmd/{command}",
         ]
-        title = f"kubernetes {self._version}: building {command} ({number} of {len(KUBERNETES)})"
+        what = f"kubernetes {self._version}" if self._build else "kubernetes"
+        title = f"{what}: building {command} ({number} of {len(KUBERNETES)})"
         self._run(command, argv, self._tree, title)
         if not self._is_program(target):
             size = target.stat().st_size if target.exists() else 0
