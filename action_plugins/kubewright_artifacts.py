@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright.artifacts.catalog import Catalog, Settings
+from kubewright.artifacts import settings
+from kubewright.artifacts.catalog import Catalog
 from kubewright.artifacts.store import Artifact
 from kubewright.errors import UserError
-
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 class ActionModule(ActionBase):
@@ -26,14 +24,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         arguments = self._task.args
         try:
-            settings = Settings(
-                source=str(arguments["source"]),
-                lock_file=_ROOT / "artifacts.lock.yml",
-                mirror_url=str(arguments.get("mirror_url") or ""),
-                directory=str(arguments.get("directory") or ""),
-                kubernetes_version=str(arguments.get("kubernetes_version") or ""),
-            )
-            catalog = Catalog(settings, Display().display)
+            catalog = Catalog(settings.of(arguments), Display().display)
             found = {str(name): catalog.cached(str(name)) for name in arguments["names"]}
             missing = [name for name, artifact in found.items() if artifact is None]
             if not self._task.check_mode:

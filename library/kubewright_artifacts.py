@@ -17,6 +17,9 @@ options:
     type: str
     choices: [upstream, mirror, local, debian]
     required: true
+  lock_file:
+    description: The lock file; empty is artifacts.lock.yml of the project.
+    type: str
   mirror_url:
     description: Base URL of a mirror.
     type: str

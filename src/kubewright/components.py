@@ -129,6 +129,7 @@ def expand(
             raise UserError(f"component {name!r}: no artifact {artifact_name!r}", "see artifacts.lock.yml")
         binaries.append(
             {
+                "artifact": str(artifact_name),
                 "name": str(link).rpartition("/")[2],
                 "version": str(artifact["version"]),
                 # An artifact that a check-mode run would first have to obtain has no digest yet.

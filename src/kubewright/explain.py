@@ -11,6 +11,8 @@ _SHOWN_LINES = 15
 # Log line -> what it usually means. First match wins; ordered from specific to general.
 _CAUSES: Sequence[tuple[str, str]] = (
     (r"address already in use", "another process holds the port: see `ss -ltnp`"),
+    (r"too many open files", "a limit is reached: of open files (`ulimit -n`), or of inotify instances, which all "
+     "containers of a host share (fs.inotify.max_user_instances)"),
     (r"no space left on device", "the disk is full: see `df -h`"),
     (r"certificate has expired|not yet valid", "a certificate expired or the clock is off: run --tags sysprep,pki"),
     (r"certificate signed by unknown authority", "its CA is another one: run --tags pki"),
@@ -52,5 +54,19 @@ def failure(host: str, evidence: Mapping[str, Any]) -> str:
         parts += [f"because of: {line.strip()}"] if line in journal and line not in last else []
     parts.append("last log lines:")
     parts += [f"  {line}" for line in last] or ["  (the unit logged nothing)"]
+    parts += _way_back(host, evidence)
     parts.append(f"more: journalctl -u {evidence['unit']} on {host}; the same command again resumes the run")
     return "\n".join(parts)
+
+
+def _way_back(host: str, evidence: Mapping[str, Any]) -> list[str]:
+    rollback = evidence.get("rollback")
+    if not rollback:
+        return []
+    name = evidence["component"]
+    versions = ", ".join(f"{artifact} {version}" for artifact, version in sorted(rollback["to"].items()))
+    if rollback["failure"]:
+        return [
+            f"{name} on {host} was put back to {versions}, and is not healthy with that either: {rollback['failure']}"
+        ]
+    return [f"{name} on {host} was rolled back and is healthy again: it runs {versions} with the files of before"]

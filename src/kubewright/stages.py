@@ -29,6 +29,15 @@ _PROOF: Mapping[str, str] = {
     "proxy": "kube-proxy",
 }
 
+_MASTER = ("kube-scheduler", "kube-controller-manager")
+
+
+def of_component(component: str) -> str:
+    """The stage that brings a component; empty for one of no stage."""
+    if component in _MASTER:
+        return "master"
+    return next((stage for stage, proof in _PROOF.items() if proof == component), "")
+
 
 def of_run(run_tags: Collection[str], skip_tags: Collection[str]) -> set[str]:
     """The stages that a run with these --tags and --skip-tags contains."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import yaml
 from debian_archive import Archive, write_lock
 
-from kubewright import cache
+from kubewright import apt_sources, cache
 from kubewright.artifacts import Settings, debian, ensure, heartbeat, kubernetes_build, lock, relock
 from kubewright.artifacts.lock import KUBERNETES
 from kubewright.artifacts.scratch import Scratch
@@ -215,7 +217,70 @@ def test_a_build_happens_once_for_all_checkouts(host: Host) -> None:
     assert second.communicate(timeout=60)[1] == ""
     assert (first.returncode, second.returncode) == (0, 0)
     assert host.built() == EVERYTHING
-    assert not list((host.cache / "build").glob("work-*"))
+
+
+def test_a_build_of_another_name_shares_the_sources(host: Host) -> None:
+    kubernetes = host.archive.kubernetes(host.journal)
+    host.lock(kubernetes)
+    first = ensure(["kubelet"], host.settings(), lambda _: None)["kubelet"]
+    host.archive.withdraw("kubernetes*")
+    host.lock({**kubernetes, "build": "kw2"})
+    said: list[str] = []
+    second = ensure(["kubelet"], host.settings(), said.append)["kubelet"]
+    assert (first.version, second.version) == ("1.20.2", "1.20.2+kw2")
+    # Nothing is unpacked or generated anew: only linked.
+    assert host.built() == EVERYTHING * 2
+    assert [line for line in said if "unpacking" in line or "generating" in line] == []
+    assert "kubernetes 1.20.2+kw2: building kubelet (4 of 6)" in said
+    # Asked for by release, as the inventory does, it is still this build.
+    settings = replace(host.settings(), kubernetes_version="1.20.2")
+    assert ensure(["kubelet"], settings, lambda _: None)["kubelet"] == second
+
+
+def test_a_lock_file_that_extends_another(host: Host) -> None:
+    host.lock(host.archive.kubernetes(host.journal), etcd=etcd(host))
+    other = host.lock_file.with_name("other.yml")
+    newer = host.archive.package("etcd-server", "3.5.16-4", {"usr/bin/etcd": "\x7fELF 3.5"})
+    entry = {"version": "3.5.16", "debian": {**newer, "member": "usr/bin/etcd"}}
+    data = {"extends": host.lock_file.name, "kubernetes": {"build": "x"}, "artifacts": {"etcd": entry}}
+    other.write_text(yaml.safe_dump(data))
+    whole = lock.load(other)
+    assert (whole.entry("etcd").version, whole.kubernetes_version) == ("3.5.16", "1.20.2+x")
+    host.archive.withdraw("etcd*")
+    rebuilt = host.archive.package("etcd-server", "3.5.16-4+deb13u1", {"usr/bin/etcd": "\x7fELF 3.5"})
+    assert relock.rewrite(other, debian.Apt(host.cache / "apt", lambda _: None)) == [
+        "etcd: 3.5.16-4 -> 3.5.16-4+deb13u1"
+    ]
+    after = yaml.safe_load(other.read_text())
+    assert (after["artifacts"]["etcd"]["debian"]["sha256"], after["extends"]) == (rebuilt["sha256"], data["extends"])
+
+
+def test_further_suites_are_of_the_same_archive() -> None:
+    found = [
+        apt_sources.Source(("deb",), ("http://a.example/debian",), ("bookworm", "bookworm-updates"), ("main",)),
+        apt_sources.Source(("deb",), ("http://b.example/security",), ("bookworm-security",), ("main",)),
+    ]
+    text = debian.with_sources(found, ["trixie"])
+    assert text.count("Suites: trixie\n") == 1
+    assert "URIs: http://a.example/debian\nSuites: trixie\n" in text
+    assert "trixie" not in debian.with_sources(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("build", "kw 2", "kubernetes.build is 'kw 2', which is no name of letters"),
+        ("suites", "trixie", "suites is 'trixie', which is no list of Debian's suites"),
+        ("extends", "nowhere.yml", "which cannot be read"),
+    ],
+)
+def test_wrong_sets(host: Host, key: str, value: str, said: str) -> None:
+    host.lock(host.archive.kubernetes(host.journal))
+    data = yaml.safe_load(host.lock_file.read_text())
+    (data["kubernetes"] if key == "build" else data)[key] = value
+    host.lock_file.write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=re.escape(said)):
+        lock.load(host.lock_file)
 
 
 def test_a_killed_build_goes_on_where_it_stopped(host: Host) -> None:

@@ -38,3 +38,13 @@ def test_the_nearer_cause_wins() -> None:
         "failed to run Kubelet: running with swap on is not supported, please disable swap!",
     ]
     assert explain.likely_cause(lines)[0].startswith("swap is on")
+
+
+def test_a_rollback_is_told() -> None:
+    evidence = {"component": "kubelet", "unit": "kubelet.service", "reason": "it ends", "journal": ["exit 7"]}
+    back = {"to": {"kubelet": "1.20.2"}, "failure": ""}
+    said = explain.failure("node01", {**evidence, "rollback": back})
+    assert "kubelet on node01 was rolled back and is healthy again: it runs kubelet 1.20.2" in said
+    said = explain.failure("node01", {**evidence, "rollback": {**back, "failure": "no answer"}})
+    assert "was put back to kubelet 1.20.2, and is not healthy with that either: no answer" in said
+    assert "rolled" not in explain.failure("node01", {**evidence, "rollback": None})

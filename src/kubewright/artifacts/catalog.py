@@ -67,7 +67,7 @@ class Catalog:
         self._lock: Lock = load(settings.lock_file)
         self._store = Store(settings.cache)
         self._directory = LocalDirectory(Path(settings.directory).expanduser())
-        self._apt = debian.Apt(settings.cache / "apt", progress)
+        self._apt = debian.Apt(debian.place(settings.cache, self._lock.suites), progress, self._lock.suites)
         self._builder = kubernetes_build.Builder(
             settings.cache / "build", self._lock, self._apt, self._store.scratch, progress
         )
@@ -81,7 +81,9 @@ class Catalog:
         if name not in KUBERNETES or not self._settings.kubernetes_version:
             return entry
         wanted = str(Version.parse(self._settings.kubernetes_version))
-        if self._settings.source == "debian" and wanted != entry.version:
+        if wanted == entry.version.partition("+")[0]:
+            return entry
+        if self._settings.source == "debian":
             raise UserError(
                 f"kube_version: {wanted} cannot be built from Debian's source package, which is {entry.version}",
                 "use artifacts_source: upstream, mirror or local for other versions",
@@ -204,7 +206,7 @@ class Catalog:
         if artifact.name not in kubernetes_version.SPEAKING:
             return
         said = kubernetes_version.said_by(artifact.path)
-        if said and said != artifact.version:
+        if said and said != artifact.version.partition("+")[0]:
             # It stays content of the store, but is not what this key stands for.
             self._store.forget([self.key(artifact.name)])
             place = self._settings.directory if self._settings.source == "local" else self._settings.mirror_url

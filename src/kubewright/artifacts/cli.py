@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from kubewright.artifacts import catalog, debian, relock, upkeep
+from kubewright.artifacts import catalog, debian, lock, relock, upkeep
 from kubewright.cache import cache_directory
 from kubewright.errors import UserError
 
@@ -90,7 +90,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _lock(options: argparse.Namespace) -> int:
-    changes = relock.rewrite(options.lock_file, debian.Apt(cache_directory() / "apt", _say))
+    suites = lock.load(options.lock_file).suites
+    apt = debian.Apt(debian.place(cache_directory(), suites), _say, suites)
+    changes = relock.rewrite(options.lock_file, apt)
     for change in changes:
         _say(change)
     _say(f"{options.lock_file}: {'rewritten' if changes else 'nothing has changed'}")

@@ -31,18 +31,30 @@ _FULL_BYTES = 1 << 20
 _REMEDY = "it was thrown away: run again; if it stays so, run python -m kubewright.artifacts lock"
 
 
-def with_sources(found: Sequence[Source]) -> str:
-    """The same sources in deb822, with source packages from each."""
+def with_sources(found: Sequence[Source], suites: Sequence[str] = ()) -> str:
+    """The same sources in deb822, with source packages from each; and further suites of the same archives."""
     both = [replace(source, types=("deb", "deb-src")) for source in found if "deb" in source.types]
     more = [s for s in found if "deb" not in s.types and replace(s, types=("deb", "deb-src")) not in both]
-    return "\n".join(source.stanza() for source in [*both, *more])
+    # A release has one suite with a plain name; those of updates and security are called after it.
+    whole = [s for s in both if any("-" not in suite and "/" not in suite for suite in s.suites)]
+    further = [replace(source, suites=tuple(suites)) for source in whole[: 1 if suites else 0]]
+    return "\n".join(source.stanza() for source in [*both, *more, *further])
+
+
+def place(cache: Path, suites: Sequence[str]) -> Path:
+    """Where in the cache the apt for these further suites lives: what one offers is nothing to the others."""
+    return cache / "-".join(["apt", *suites])
 
 
 class Apt:
-    """apt with its own state below `root`, using the host's sources and keys; one process at a time uses it."""
+    """apt with its own state below `root`, using the host's sources and keys; one process at a time uses it.
 
-    def __init__(self, root: Path, progress: Callable[[str], None]) -> None:
+    `suites`: further suites of the host's Debian archive, such as a newer release's.
+    """
+
+    def __init__(self, root: Path, progress: Callable[[str], None], suites: Sequence[str] = ()) -> None:
         self._root = root
+        self._suites = suites
         self._downloads = root / "download"
         self._progress = progress
         self._updated = False
@@ -155,7 +167,7 @@ class Apt:
             (self._root / part).mkdir(parents=True, exist_ok=True)
         for old in (self._root / "etc").iterdir():
             old.unlink()
-        (self._root / "etc" / "host.sources").write_text(with_sources(apt_sources.read(_HOST_SOURCES)))
+        (self._root / "etc" / "host.sources").write_text(with_sources(apt_sources.read(_HOST_SOURCES), self._suites))
         (self._root / "apt.conf").write_text(
             f'Dir::Etc::SourceList "/dev/null";\n'
             f'Dir::Etc::SourceParts "{self._root}/etc";\n'

@@ -36,14 +36,29 @@ _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/vers
 
 def key(recipe: Mapping[str, Any]) -> str:
     """Digest of everything that decides the result."""
+    return _digest([*_compiled(recipe), recipe["build"]] if recipe.get("build") else _compiled(recipe))
+
+
+def work_key(recipe: Mapping[str, Any]) -> str:
+    """Digest of what is compiled. Builds that only name themselves otherwise share it, and differ in linking."""
+    return _digest(_compiled(recipe))
+
+
+def _compiled(recipe: Mapping[str, Any]) -> list[Any]:
     debian_ = recipe["debian"]
-    inputs = [_RECIPE, recipe["version"], sorted(debian_["files"].items()), [t["sha256"] for t in debian_["toolchain"]]]
+    return [_RECIPE, recipe["version"], sorted(debian_["files"].items()), [t["sha256"] for t in debian_["toolchain"]]]
+
+
+def _digest(inputs: list[Any]) -> str:
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
 
 
 def link_flags(version: str, commit: str) -> str:
-    """Go linker flags that stamp the version; in GOPATH mode the variables live below vendor/."""
-    major, minor, _ = version.split(".")
+    """Go linker flags that stamp the version; in GOPATH mode the variables live below vendor/.
+
+    `version`: 1.20.2, or with the name of a build of one's own 1.20.2+name.
+    """
+    major, minor, _ = version.partition("+")[0].split(".")
     values = {
         "gitVersion": f"v{version}",
         "gitMajor": major,
@@ -69,8 +84,9 @@ class Builder:
         self._apt = apt
         self._scratch = scratch
         self._progress = progress
-        self._version = str(recipe["version"])
-        self._work = root / f"{_WORK}{key(recipe)}"
+        self._build = str(recipe.get("build") or "")
+        self._version = locked.kubernetes_version
+        self._work = root / f"{_WORK}{work_key(recipe)}"
         self._out = root / f"{_RESULT}{key(recipe)}"
         self._lock = -1
 
@@ -94,7 +110,11 @@ class Builder:
         """(packages, source packages) as (name, version): what a build still has to get from the archive."""
         recipe = self._recipe["debian"]
         packages = [(t["package"], t["version"]) for t in recipe["toolchain"]]
-        sources = [] if self._apt.has_source(recipe["files"]) else [(recipe["package"], recipe["version"])]
+        unpacked = self._step("source").exists()
+        there = unpacked or self._apt.has_source(recipe["files"])
+        sources = [] if there else [(recipe["package"], recipe["version"])]
+        if self._step("toolchain").exists():
+            packages = []
         return [p for p in packages if not self._apt.has(*p)], sources
 
     def build(self) -> dict[str, tuple[Path, Claim]]:
@@ -196,9 +216,14 @@ class Builder:
         self._run("generated", ["make", "generated_files"], self._tree, "kubernetes: generating code")
         self._done("generated")
 
+    @property
+    def _linked(self) -> Path:
+        return self._work / f"out{self._build and '+'}{self._build}"
+
     def _command(self, number: int, command: str) -> None:
-        target = self._work / "out" / command
-        if self._step(command).exists() and self._is_program(target):
+        target = self._linked / command
+        step = f"{command}{self._build and '+'}{self._build}"
+        if self._step(step).exists() and self._is_program(target):
             return
         flags = link_flags(self._version, str(self._recipe["commit"]))
         argv = [
@@ -213,14 +238,16 @@ class Builder:
             str(target),
             f"./cmd/{command}",
         ]
-        self._run(command, argv, self._tree, f"kubernetes: building {command} ({number} of {len(KUBERNETES)})")
+        what = f"kubernetes {self._version}" if self._build else "kubernetes"
+        title = f"{what}: building {command} ({number} of {len(KUBERNETES)})"
+        self._run(command, argv, self._tree, title)
         if not self._is_program(target):
             size = target.stat().st_size if target.exists() else 0
             raise UserError(
                 f"{target}: Go succeeded, and this is no program for {self._architecture} ({size} bytes)",
                 f"look at the disk (dmesg); if it is well, remove {self._work} and run again",
             )
-        self._done(command)
+        self._done(step)
 
     def _is_program(self, path: Path) -> bool:
         if not path.is_file():
@@ -291,15 +318,18 @@ class Builder:
             staging.mkdir()
             manifest = {}
             for name in KUBERNETES:
-                built = self._work / "out" / name
+                built = self._linked / name
                 shutil.copy2(built, staging / name)
                 manifest[name] = {"sha256": sha256_of(built), "size": built.stat().st_size}
             (staging / "manifest.json").write_text(json.dumps(manifest, indent=1))
             shutil.rmtree(self._out, ignore_errors=True)
             settle(staging)
             staging.rename(self._out)
-        # Sources, toolchain and Go's cache take 3 GB and are not needed again for this key.
-        shutil.rmtree(self._work, ignore_errors=True)
+        # Sources, toolchain and Go's cache take 3 GB, and make another build of the same sources a matter of linking.
+        for step in (f"{name}{self._build and '+'}{self._build}" for name in KUBERNETES):
+            self._step(step).unlink(missing_ok=True)
+        for used in (self._linked, self._temporary):
+            shutil.rmtree(used, ignore_errors=True)
         done = self.result()
         assert done  # noqa: S101 - written just now
         return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lock:
-    """The whole file."""
+    """The whole file. `suites`: further suites of the host's Debian archive that its packages come from."""
 
     path: Path
     architecture: str
     entries: Mapping[str, Entry]
     kubernetes: Mapping[str, Any]
+
+    suites: tuple[str, ...] = ()
+
+    @property
+    def kubernetes_version(self) -> str:
+        """1.20.2, or 1.20.2+name for a build that the file gives a name of its own."""
+        build = self.kubernetes.get("build")
+        return f"{self.kubernetes['version']}+{build}" if build else str(self.kubernetes["version"])
 
     def entry(self, name: str) -> Entry:
         """The entry of this name; UserError when there is none."""
@@ -60,6 +69,7 @@ def parse(text: str, path: Path) -> Lock:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise _unreadable(path, error) from error
+    data = _whole(data, path)
     wrong = _wrong(data)
     if wrong:
         raise UserError(f"{path}: {wrong}", "correct it, or git checkout artifacts.lock.yml")
@@ -73,10 +83,25 @@ def parse(text: str, path: Path) -> Lock:
         )
         for name, entry in data["artifacts"].items()
     }
-    kubernetes = data["kubernetes"]
+    lock = Lock(path, data["architecture"], entries, data["kubernetes"], tuple(data.get("suites") or ()))
     for name in KUBERNETES:
-        entries[name] = Entry(name, kubernetes["version"], "binary", {"debian": {}, "upstream": {}})
-    return Lock(path, data["architecture"], entries, kubernetes)
+        entries[name] = Entry(name, lock.kubernetes_version, "binary", {"debian": {}, "upstream": {}})
+    return lock
+
+
+def _whole(data: Any, path: Path) -> Any:
+    """With what it `extends`, another lock file: entries of artifacts and keys of kubernetes replace those there."""
+    if not isinstance(data, dict) or not isinstance(data.get("extends"), str):
+        return data
+    base_path = path.parent / data["extends"]
+    try:
+        base = _whole(yaml.safe_load(base_path.read_text()), base_path)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: extends {base_path}, which cannot be read: {error}", "correct extends") from error
+    if not isinstance(base, dict):
+        return base
+    both = {key: {**(base.get(key) or {}), **(data.get(key) or {})} for key in ("kubernetes", "artifacts")}
+    return {**base, **data, **both}
 
 
 _PACKAGE: dict[str, Any] = {"package": str, "version": str, "sha256": str}
@@ -101,6 +126,14 @@ def _wrong(data: Any) -> str:
     wrong = _misfit(data, _SHAPE, "")
     if wrong:
         return wrong
+    suites = data.get("suites", [])
+    if not (
+        isinstance(suites, list) and all(isinstance(s, str) and re.fullmatch(r"[a-z][a-z0-9-]*", s) for s in suites)
+    ):
+        return f"suites is {suites!r}, which is no list of Debian's suites, such as [trixie]"
+    build = data["kubernetes"].get("build", "none")
+    if not (isinstance(build, str) and re.fullmatch(r"[0-9A-Za-z.-]{1,30}", build)):
+        return f"kubernetes.build is {build!r}, which is no name of letters, digits, '.' and '-'"
     parts: list[tuple[Any, Mapping[str, Any], str]] = [
         (tool, _PACKAGE, "kubernetes.debian.toolchain") for tool in data["kubernetes"]["debian"]["toolchain"]
     ]

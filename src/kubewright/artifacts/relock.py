@@ -54,19 +54,23 @@ def refresh(data: dict[str, Any], archive: Archive) -> list[str]:
     a person to say.
     """
     changes: dict[str, None] = {}
-    entries = [(name, entry) for name, entry in data["artifacts"].items() if "debian" in entry]
-    kubernetes = data["kubernetes"]
-    source = kubernetes["debian"]
-    packages = [(name, entry["debian"]) for name, entry in entries] + [(t["package"], t) for t in source["toolchain"]]
+    entries = [(name, entry) for name, entry in (data.get("artifacts") or {}).items() if "debian" in entry]
+    # A file that extends another one may leave all this to it.
+    kubernetes = data.get("kubernetes") or {}
+    source = kubernetes.get("debian")
+    tools = [(t["package"], t) for t in source["toolchain"]] if source else []
+    packages = [(name, entry["debian"]) for name, entry in entries] + tools
     offered = {package: archive.candidate(package) for package in {part["package"] for _, part in packages}}
-    version, files = archive.source_candidate(source["package"])
     moved = [
         (name, str(entry["version"]), upstream_version(offered[entry["debian"]["package"]][0]))
         for name, entry in entries
         # The version of an image is ours: it names a set of programs.
         if entry.get("kind") != "image"
     ]
-    _check_same([*moved, ("kubernetes", str(kubernetes["version"]), upstream_version(version))])
+    if source:
+        version, files = archive.source_candidate(source["package"])
+        moved.append(("kubernetes", str(kubernetes["version"]), upstream_version(version)))
+    _check_same(moved)
     for name, part in packages:
         new, sha256 = offered[part["package"]]
         if part["version"] != new:
@@ -74,9 +78,10 @@ def refresh(data: dict[str, Any], archive: Archive) -> list[str]:
         elif part["sha256"] != sha256:
             changes[f"{name}: {new}: sha256 {part['sha256'][:12]} -> {sha256[:12]}"] = None
         part["version"], part["sha256"] = new, sha256
-    if (source["version"], source["files"]) != (version, files):
-        changes[f"kubernetes: {source['version']} -> {version}"] = None
-    source["version"], source["files"] = version, files
+    if source:
+        if (source["version"], source["files"]) != (version, files):
+            changes[f"kubernetes: {source['version']} -> {version}"] = None
+        source["version"], source["files"] = version, files
     return list(changes)
 
 

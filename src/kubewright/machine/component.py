@@ -6,7 +6,7 @@ what differs, and asks to `apply`. Both run here, on the machine, and both decid
 Declaration of one component (all paths absolute):
   name         identifies the record of what its service was started with
   directories  [{path, mode, owner, group}]
-  binaries     [{name, version, sha256, link}]   stored by content, reached through the link
+  binaries     [{artifact, name, version, sha256, link}]   stored by content, reached through the link
   files        [{path, sha256, mode, owner, group, secret, restart}]
   absent       [path]
   inputs       [path]   files that other stages put there; a change needs a restart
@@ -28,7 +28,7 @@ import tempfile
 import time
 from typing import Any
 
-from . import docker, etcd, files, health, placed, systemd
+from . import docker, etcd, files, generations, health, placed, systemd
 
 STORE = "/opt/kubewright/store"
 RECORDS = "/var/lib/kubewright/components"
@@ -38,7 +38,8 @@ _CHECK_SECONDS = 20
 
 def store_path(binary: dict[str, Any]) -> str:
     """Where a binary of this version and content lives."""
-    return f"{STORE}/{binary['name']}/{binary['version']}-{binary['sha256'][:12]}/{binary['name']}"
+    directory = generations.directory_name(binary["version"], binary["sha256"])
+    return f"{STORE}/{binary['name']}/{directory}/{binary['name']}"
 
 
 def _record_path(name: str) -> str:
@@ -111,7 +112,7 @@ def _binary_difference(binary: dict[str, Any], cache: files.DigestCache) -> dict
         reason = "missing" if not os.path.exists(stored) else "content differs"
     if current and current.startswith(f"{STORE}/{binary['name']}/"):
         before = os.path.basename(os.path.dirname(current))
-        reason = f"{before} becomes {binary['version']}-{binary['sha256'][:12]}"
+        reason = f"{before} becomes {generations.directory_name(binary['version'], binary['sha256'])}"
     return {"kind": "binary", "path": link, "name": binary["name"], "reason": reason, "content": not held}
 
 
@@ -236,8 +237,22 @@ def _place(declared: dict[str, Any], contents: dict[str, str], staged: dict[str,
 
 def _start(declared: dict[str, Any], cache: files.DigestCache, *, reload: bool) -> dict[str, Any] | None:
     """Restart the unit, or reload it, and wait for its health; None, or what went wrong with the evidence."""
+    name = declared["name"]
+    before = files.read_json(_record_path(name)) or {}
+    record = {
+        "ingredients": _ingredients(declared, cache),
+        **generations.succession(before, declared, STORE),
+    }
+    failure = _restart(declared, record, reload=reload)
+    if not failure:
+        generations.forget_picture(name)
+        generations.collect(record, STORE)
+    return failure
+
+
+def _restart(declared: dict[str, Any], record: dict[str, Any], *, reload: bool = False) -> dict[str, Any] | None:
+    """Restart the unit, or reload it, and write the record when it is healthy."""
     unit, name = declared["unit"], declared["name"]
-    ingredients = _ingredients(declared, cache)
     begin = time.time()
     reason = ""
     if reload:
@@ -256,10 +271,34 @@ def _start(declared: dict[str, Any], cache: files.DigestCache, *, reload: bool) 
         }
     files.write_atomic(
         _record_path(name),
-        json.dumps({"ingredients": ingredients, "started": time.time()}, indent=1, sort_keys=True).encode(),
+        json.dumps({**record, "started": time.time()}, indent=1, sort_keys=True).encode(),
         0o600,
     )
     return None
+
+
+def _roll_back(failed: dict[str, Any], rest: list[dict[str, Any]], cache: files.DigestCache) -> dict[str, Any] | None:
+    """Back to the binaries, files and unit with which the failed component was healthy; those of `rest` unstarted.
+
+    Returns {to: {artifact: version}, failure: reason or ""}; None when nothing but binaries leads back, or nothing at
+    all: a new setting of the same binaries stays, for its owner to correct.
+    """
+    record = files.read_json(_record_path(failed["name"])) or {}
+    if not generations.changes_binaries(record, failed, STORE) or not generations.put_back(failed["name"]):
+        return None
+    for component in rest:
+        generations.put_back(component["name"])
+        generations.forget_picture(component["name"])
+    systemd.daemon_reload()
+    found = {path: cache.sha256(path) or "" for path in record["ingredients"]}
+    artifacts = generations.artifacts(record, STORE)
+    failure = _restart(failed, {**record, "ingredients": found, "artifacts": artifacts})
+    if not failure:
+        generations.forget_picture(failed["name"])
+    return {
+        "to": {name: one["version"] for name, one in artifacts.items()},
+        "failure": failure["reason"] if failure else "",
+    }
 
 
 def _judge(declared: dict[str, Any], contents: dict[str, str], found: dict[str, Any]) -> str:
@@ -310,6 +349,7 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     """Bring every component to its declaration; stops at the first service that does not become healthy.
 
     `contents`: path -> base64 of files to write. `staged`: SHA-256 -> path of a transferred binary.
+    One that fails with other binaries than it was healthy with goes back to those, with its files and unit.
     Returns {restarted: [unit], reloaded: [unit], seconds: {name: float}, refusal: text, failure: None or {...}}; after
     a refusal nothing has been changed.
     """
@@ -328,6 +368,9 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
     stored = {binary["link"]: store_path(binary) for component in components for binary in component["binaries"]}
     placed.remember(components, stored, {c["name"] for c in components if os.path.exists(_record_path(c["name"]))})
     for component, finding in zip(components, found):
+        record = files.read_json(_record_path(component["name"]))
+        if record and finding["restart"]:
+            generations.take_picture(component, record, STORE, cache)
         _place(component, contents, staged, finding)
     touched_units = any(d["path"].startswith(UNITS) for finding in found for d in finding["differences"])
     if touched_units or any(s.get("NeedDaemonReload") == "yes" for s in states.values()):
@@ -340,6 +383,8 @@ def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged
             result["failure"] = _start(component, cache, reload=finding["reload"])
             result["seconds"][component["name"]] = round(time.monotonic() - begin, 2)
             if result["failure"]:
+                rest = components[components.index(component) + 1 :]
+                result["failure"]["rollback"] = _roll_back(component, rest, cache)
                 break
             result["reloaded" if finding["reload"] else "restarted"].append(component["unit"])
         wanted = {d["path"] for d in finding["differences"] if d["kind"] == "image"}

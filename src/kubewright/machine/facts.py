@@ -14,7 +14,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import arp, component, etcd, files, health
+from . import arp, component, etcd, files, generations, health
 
 _LISTEN = "0A"
 # Programs of the distribution that run in units of ours.
@@ -165,6 +165,10 @@ def collect(
         "api_ready": "kube-apiserver" in records and _api_answers(api_port),
         "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,
+        "generations": {
+            name: generations.describe(files.read_json(f"{component.RECORDS}/{name}.json") or {}, component.STORE)
+            for name in records
+        },
         "etcd_data": os.path.isdir(f"{etcd_data}/member"),
         "etcd_learner": "etcd" in records and _etcd_learner(),
         "etcd_peer": _peer_host(files.read("/opt/etcd/cfg/etcd")),

@@ -1,0 +1,123 @@
+"""What an upgrade or a rollback changes, and what is refused; logic in src/kubewright/upgrade.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from kubewright import stages, upgrade, versions
+from kubewright.artifacts import settings
+from kubewright.artifacts.catalog import Catalog
+from kubewright.errors import UserError
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller; what runs on the machines is in the facts that the preflight has asked for."""
+
+    _supports_check_mode = True
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One of the steps of the module's documentation."""
+        super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        self._cluster: dict[str, Any] = self._vars["ansible_facts"]["cluster"]
+        steps = {
+            "guard": self._guard,
+            "upgrade": self._upgrade,
+            "rollback": self._rollback,
+            "previous": self._previous,
+            "round": self._round,
+        }
+        try:
+            return steps[str(self._task.args["step"])]()
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
+
+    def _machines(self) -> dict[str, Any]:
+        """What runs on the machines that answered, of the components that this run is about."""
+        run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
+        found = {}
+        for name in self._cluster["machines"]:
+            reply = self._vars["hostvars"][name].get("preflight_machine") or {}
+            generations = (reply.get("facts") or {}).get("generations")
+            if generations is not None:
+                found[name] = {part: one for part, one in generations.items() if stages.of_component(part) in run}
+        return found
+
+    def _wanted(self) -> dict[str, dict[str, str]]:
+        """Artifact -> {version, sha256} of the artifacts that the inventory asks for; nothing is obtained for it."""
+        arguments = self._task.args
+        catalog = Catalog(settings.of(arguments), Display().display)
+        found = {}
+        for name in map(str, arguments["names"]):
+            cached = catalog.cached(name)
+            found[name] = {"version": catalog.version(name), "sha256": cached.sha256 if cached else ""}
+        return found
+
+    def _guard(self) -> dict[str, Any]:
+        found = upgrade.unasked(self._machines(), self._wanted())
+        if found:
+            lines = [f"  {line}" for line in upgrade.table(found)]
+            raise UserError(
+                "\n".join(["the inventory asks for other versions than those that run:", *lines]),
+                "this playbook does not change versions of a living cluster: run playbooks/ops/upgrade.yml, which goes "
+                "machine by machine, or set artifacts_lock and kube_version to what runs",
+            )
+        return {"changed": False}
+
+    def _upgrade(self) -> dict[str, Any]:
+        arguments = self._task.args
+        machines, wanted = self._machines(), self._wanted()
+        rounds, problems = upgrade.plan(
+            machines,
+            wanted,
+            str(self._cluster["kube_version"]),
+            [str(version) for version in arguments["via"]],
+            live_restore=bool(arguments["live_restore"]),
+            drain=str(arguments["drain"]),
+        )
+        if problems:
+            raise UserError(upgrade.refusal(problems, "this upgrade"))
+        return self._planned(machines, rounds, "upgrade")
+
+    def _rollback(self) -> dict[str, Any]:
+        machines = self._machines()
+        found, problems = upgrade.ways_back(machines)
+        if problems:
+            raise UserError(upgrade.refusal(problems, "this rollback"))
+        always = str(self._task.args["drain"])
+        return self._planned(machines, [upgrade.way_back(found, self._cluster["kube_version"], always)], "rollback")
+
+    def _planned(self, machines: dict[str, Any], rounds: list[upgrade.Round], verb: str) -> dict[str, Any]:
+        display = Display()
+        lines = []
+        for number, one in enumerate(rounds, 1):
+            if one.changes:
+                title = f"{verb}, round {number} of {len(rounds)}" if len(rounds) > 1 else verb
+                lines += [f"{title}:", *(f"  {line}" for line in upgrade.table(one.changes))]
+                lines += [f"  pods leave before: {', '.join(one.drain)}"] if one.drain else []
+        for line in [] if self._task.args.get("quiet") else lines or [f"{verb}: everything runs as wanted already"]:
+            display.display(line)
+        facts = {
+            "rounds": [one.facts(machines) for one in rounds],
+            "at_once": self._task.args["nodes_at_once"],
+            "lines": lines,
+            "check": bool(self._task.check_mode),
+        }
+        return {"changed": False, "ansible_facts": {"upgrade": facts}}
+
+    def _previous(self) -> dict[str, Any]:
+        """The fact `artifacts` of one machine, with what it goes back to."""
+        known = self._vars["ansible_facts"]["artifacts"]
+        reply = self._vars.get("preflight_machine") or {}
+        generations = (reply.get("facts") or {}).get("generations") or {}
+        return {"changed": False, "ansible_facts": {"artifacts": upgrade.of_before(known, generations)}}
+
+    def _round(self) -> dict[str, Any]:
+        """The fact `cluster` as it is to be after a round."""
+        version = str(self._vars["ansible_facts"]["upgrade"]["rounds"][int(self._task.args["round"])]["version"])
+        cluster = {**self._cluster, "kube_version": version, "features": versions.features(version)}
+        return {"changed": False, "ansible_facts": {"cluster": cluster}}

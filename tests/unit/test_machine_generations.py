@@ -1,0 +1,179 @@
+"""What a component ran before, and the way back there: real files below a temporary directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubewright import components
+from kubewright.machine import component, files, generations, health, ready, systemd
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
+
+
+class Machine:
+    """A machine whose one service is healthy unless its binary says that it is bad. systemd is not here."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = tmp_path
+        self.starts: list[str] = []
+        monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
+        monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
+        monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "before"))
+        monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "digests.json"),))
+        active = {"ActiveState": "active", "UnitFileState": "enabled"}
+        monkeypatch.setattr(systemd, "states", lambda units: dict.fromkeys(units, active))
+        monkeypatch.setattr(systemd, "daemon_reload", lambda: None)
+        monkeypatch.setattr(systemd, "enable", lambda _: None)
+        monkeypatch.setattr(systemd, "journal", lambda *_: ["it ended"])
+        monkeypatch.setattr(systemd, "restart", lambda _: self.starts.append(self.binary()))
+        monkeypatch.setattr(health, "wait", lambda *_: "it does not answer" if self.is_bad() else "")
+
+    @property
+    def link(self) -> Path:
+        return self.root / "bin" / "tool"
+
+    @property
+    def flags(self) -> Path:
+        return self.root / "etc" / "flags"
+
+    def binary(self) -> str:
+        return self.link.read_text()
+
+    def is_bad(self) -> bool:
+        return "bad" in self.binary() + self.flags.read_text()
+
+    def bring(self, version: str, flags: str, content: str = "") -> dict[str, Any]:
+        """What the engine answers for this version of the service and these flags."""
+        artifact = self.root / f"artifact-{version}"
+        artifact.write_text(content or f"tool {version}")
+        known = {"tool": {"version": version, "sha256": files.sha256_of(str(artifact)), "path": str(artifact)}}
+        spec = {
+            "name": "x",
+            "binaries": {"tool": str(self.link)},
+            "files": [{"path": str(self.flags), "content": flags}],
+        }
+        declared = components.expand(spec, lambda name: name, known)
+        declared.wire["unit"] = "x.service"
+        found = component.inspect_all([declared.wire])
+        contents, binaries = components.shipment([declared], found)
+        staged = {}
+        for digest, path in binaries.items():
+            copy = Path(path).with_suffix(".staged")
+            copy.write_bytes(Path(path).read_bytes())
+            staged[digest] = str(copy)
+        return component.apply_all([declared.wire], contents, staged)
+
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.root / "records" / "x.json").read_text())
+        return found
+
+    def stored(self) -> list[str]:
+        return sorted(path.name.rpartition("-")[0] for path in (self.root / "store" / "tool").iterdir())
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_one_version_before_is_kept(machine: Machine) -> None:
+    for version in ("1", "2", "3"):
+        assert machine.bring(version, "a")["failure"] is None
+    assert machine.stored() == ["2", "3"]
+    assert machine.record()["previous"]["tool"]["version"] == "2"
+    found = generations.describe(machine.record(), component.STORE)
+    assert (found["artifacts"]["tool"]["version"], found["previous"]["tool"]["stored"]) == ("3", True)
+    assert not list(machine.root.glob("before/*"))
+
+
+def test_whoever_went_back_has_nothing_to_go_back_to(machine: Machine) -> None:
+    machine.bring("1", "a")
+    machine.bring("2", "b")
+    machine.bring("1", "a")
+    assert machine.record()["previous"] == {}
+    assert machine.stored() == ["1"]
+
+
+def test_other_flags_are_no_other_version(machine: Machine) -> None:
+    machine.bring("1", "a")
+    machine.bring("2", "a")
+    machine.bring("2", "b")
+    assert machine.record()["previous"]["tool"]["version"] == "1"
+
+
+def test_a_version_that_is_not_healthy_goes_back_with_its_flags(machine: Machine) -> None:
+    machine.bring("1", "flags of 1")
+    before = machine.record()
+    failure = machine.bring("bad", "flags of bad")["failure"]
+    assert failure["rollback"] == {"to": {"tool": "1"}, "failure": ""}
+    assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "flags of 1")
+    assert machine.starts == ["tool 1", "tool bad", "tool 1"]
+    assert machine.record()["ingredients"] == before["ingredients"]
+    assert not list(machine.root.glob("before/*"))
+    assert machine.bring("1", "flags of 1")["restarted"] == []
+
+
+def test_new_flags_of_the_same_version_stay_for_their_owner(machine: Machine) -> None:
+    machine.bring("1", "a")
+    failure = machine.bring("1", "bad flags")["failure"]
+    assert failure["rollback"] is None
+    assert machine.flags.read_text() == "bad flags"
+
+
+def test_a_run_that_died_in_between_does_not_lose_the_way_back(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.bring("1", "flags of 1")
+
+    def die(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(systemd, "restart", die)
+        with pytest.raises(KeyboardInterrupt):
+            machine.bring("bad", "flags of bad")
+    assert machine.flags.read_text() == "flags of bad"
+    assert machine.bring("bad", "flags of bad")["failure"]["rollback"]["failure"] == ""
+    assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "flags of 1")
+
+
+def test_records_of_before_say_their_versions_by_the_store(machine: Machine) -> None:
+    machine.bring("1", "a")
+    path = machine.root / "records" / "x.json"
+    record = machine.record()
+    path.write_text(json.dumps({"ingredients": record["ingredients"], "started": 1.0}))
+    assert generations.artifacts(machine.record(), component.STORE) == record["artifacts"]
+    machine.bring("2", "a")
+    assert machine.record()["previous"] == record["artifacts"]
+
+
+def test_the_picture_is_for_root_only(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.bring("1", "secret")
+    monkeypatch.setattr(generations, "forget_picture", lambda _: None)
+    machine.bring("2", "b")
+    [picture] = (machine.root / "before").iterdir()
+    assert picture.stat().st_mode & 0o777 == 0o600
+
+
+def node(ready_: str, version: str) -> dict[str, Any]:
+    status = {"conditions": [{"type": "Ready", "status": ready_, "message": "runtime is down"}]}
+    return {"metadata": {"name": "n1"}, "status": {**status, "nodeInfo": {"kubeletVersion": version}}}
+
+
+def pod(phase: str, state: str) -> dict[str, Any]:
+    conditions = [{"type": "Ready", "status": state}]
+    return {"metadata": {"namespace": "d", "name": "p"}, "status": {"phase": phase, "conditions": conditions}}
+
+
+def test_a_node_is_back_with_its_pods() -> None:
+    assert ready.hindrances(node("True", "v1"), [pod("Running", "True"), pod("Succeeded", "False")], "v1") == []
+    assert ready.hindrances(node("False", "v0"), [pod("Running", "False")], "v1") == [
+        "n1 is not Ready: runtime is down",
+        "the kubelet of n1 reports v0, not v1",
+        "pod d/p is not ready (Running)",
+    ]

@@ -1,0 +1,212 @@
+"""Plans of upgrades and rollbacks, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kubewright import stages, upgrade, versions
+
+_PARTS = {
+    "kube-apiserver": "kube-apiserver",
+    "kubectl": "kube-apiserver",
+    "kube-scheduler": "kube-scheduler",
+    "kube-controller-manager": "kube-controller-manager",
+    "kubelet": "kubelet",
+    "kube-proxy": "kube-proxy",
+    "etcd": "etcd",
+    "dockerd": "docker",
+    "runc": "docker",
+    "flanneld": "flanneld",
+    "cni-bridge": "flanneld",
+}
+MASTER = ("kube-apiserver", "kubectl", "kube-scheduler", "kube-controller-manager", "etcd")
+NODE = ("kubelet", "kube-proxy", "dockerd", "runc", "flanneld", "cni-bridge")
+RUNS = {
+    **dict.fromkeys(upgrade.KUBERNETES, "1.20.2"),
+    "etcd": "3.4.23",
+    "dockerd": "20.10.24",
+    "runc": "1.1.5",
+    "flanneld": "0.1.0-aaaaaaaa",
+    "cni-bridge": "1.1.1",
+}
+
+
+def digest(version: str) -> str:
+    return version.ljust(64, "0")
+
+
+def machine(
+    names: tuple[str, ...], previous: dict[str, str] | None = None, *, stored: bool = True, **other: str
+) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in names:
+        part = found.setdefault(_PARTS[name], {"artifacts": {}, "previous": {}})
+        version = other.get(name.replace("-", "_"), RUNS[name])
+        part["artifacts"][name] = {"link": f"/bin/{name}", "version": version, "sha256": digest(version)}
+        if previous and name in previous:
+            then = previous[name]
+            part["previous"][name] = {
+                "link": f"/bin/{name}",
+                "version": then,
+                "sha256": digest(then),
+                "stored": stored,
+            }
+    return found
+
+
+def wanted(**other: str) -> dict[str, dict[str, str]]:
+    asked = {**RUNS, **{name.replace("_", "-"): version for name, version in other.items()}}
+    return {name: {"version": version, "sha256": digest(version)} for name, version in asked.items()}
+
+
+def kubernetes(version: str) -> dict[str, str]:
+    return {name.replace("-", "_"): version for name in upgrade.KUBERNETES}
+
+
+CLUSTER = {"m1": machine(MASTER), "n1": machine(NODE), "n2": machine(NODE)}
+
+
+def problems(target: dict[str, dict[str, str]], version: str, machines: Any = None, via: Any = ()) -> list[str]:
+    return upgrade.plan(machines or CLUSTER, target, version, via, live_restore=True)[1]
+
+
+def test_nothing_to_do() -> None:
+    [only], found = upgrade.plan(CLUSTER, wanted(), "1.20.2", [], live_restore=True)
+    assert found == []
+    assert only.changes == ()
+    assert only.facts(CLUSTER)["nodes"] == []
+
+
+def test_another_build_needs_no_drain_and_another_docker_does() -> None:
+    built, found = upgrade.plan(CLUSTER, wanted(**kubernetes("1.20.2+kw2")), "1.20.2", [], live_restore=True)
+    assert (found, built[0].drain) == ([], ())
+    facts = built[0].facts(CLUSTER)
+    assert (facts["etcd"], facts["masters"], facts["nodes"]) == ([], ["m1"], ["n1", "n2"])
+    docker, _ = upgrade.plan(CLUSTER, wanted(dockerd="26.1.5"), "1.20.2", [], live_restore=True)
+    assert docker[0].drain == ("n1", "n2")
+    patch, _ = upgrade.plan(CLUSTER, wanted(dockerd="20.10.25"), "1.20.2", [], live_restore=True)
+    assert patch[0].drain == ()
+    patch, _ = upgrade.plan(CLUSTER, wanted(dockerd="20.10.25"), "1.20.2", [], live_restore=False)
+    assert patch[0].drain == ("n1", "n2")
+    flannel, _ = upgrade.plan(CLUSTER, wanted(flanneld="0.1.0-bbbbbbbb"), "1.20.2", [], live_restore=True)
+    assert (flannel[0].drain, flannel[0].facts(CLUSTER)["nodes"]) == ((), ["n1", "n2"])
+    always, _ = upgrade.plan(CLUSTER, wanted(flanneld="0.1.0-bb"), "1.20.2", [], live_restore=True, drain="always")
+    assert always[0].drain == ("n1", "n2")
+
+
+def test_machines_that_are_done_are_left_alone() -> None:
+    half = {**CLUSTER, "n1": machine(NODE, kubelet="1.20.2+kw2", kube_proxy="1.20.2+kw2")}
+    [only], _ = upgrade.plan(half, wanted(**kubernetes("1.20.2+kw2")), "1.20.2", [], live_restore=True)
+    assert only.facts(half)["nodes"] == ["n2"]
+
+
+def test_a_snapshot_only_before_the_first_member() -> None:
+    members = {name: machine(("kube-apiserver", "etcd")) for name in ("e1", "e2", "e3")}
+    first, _ = upgrade.plan(members, wanted(etcd="3.5.16"), "1.20.2", [], live_restore=True)
+    assert first[0].facts(members)["snapshot"] is True
+    members["e1"] = machine(("kube-apiserver", "etcd"), etcd="3.5.16")
+    second, _ = upgrade.plan(members, wanted(etcd="3.5.16"), "1.20.2", [], live_restore=True)
+    assert (second[0].facts(members)["snapshot"], second[0].facts(members)["etcd"]) == (False, ["e2", "e3"])
+
+
+def test_several_minor_versions_are_several_rounds() -> None:
+    rounds, found = upgrade.plan(CLUSTER, wanted(**kubernetes("1.22.3")), "1.22.3", [], live_restore=True)
+    assert found == []
+    assert [one.version for one in rounds] == ["1.21.14", "1.22.3"]
+    assert [one.drain for one in rounds] == [("n1", "n2"), ("n1", "n2")]
+    assert {(c.old, c.new) for c in rounds[0].changes} == {("1.20.2", "1.21.14")}
+    assert {(c.old, c.new) for c in rounds[1].changes} == {("1.21.14", "1.22.3")}
+    via, _ = upgrade.plan(CLUSTER, wanted(**kubernetes("1.22.3")), "1.22.3", ["1.21.1"], live_restore=True)
+    assert [one.version for one in via] == ["1.21.1", "1.22.3"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "via", "said"),
+    [
+        ({"kube_apiserver": "1.19.7"}, "1.19.7", (), "m1: kube-apiserver 1.20.2 cannot go back to 1.19.7"),
+        ({"etcd": "3.3.27"}, "1.20.2", (), "etcd 3.4.23 cannot go back to 3.3.27: its data has moved on; allowed are"),
+        ({"etcd": "3.6.1"}, "1.20.2", (), "m1: etcd 3.4.23 cannot go to 3.6.1 at once; the next step is 3.5"),
+        ({"dockerd": "29.0.0"}, "1.20.2", (), "Docker 29.0.0 does not speak with kubelet 1.20.2"),
+        (kubernetes("1.22.3"), "1.22.3", ("1.20.9",), "upgrade_via: ['1.21.14']"),
+    ],
+)
+def test_forbidden_steps(asked: dict[str, str], version: str, via: tuple[str, ...], said: str) -> None:
+    assert any(said in problem for problem in problems(wanted(**asked), version, via=via))
+
+
+def test_more_rounds_than_one_run_does() -> None:
+    old = {"m1": machine(MASTER, **kubernetes("1.18.2"))}
+    [problem] = problems(wanted(**kubernetes("1.22.3")), "1.22.3", old)
+    assert problem == "1.18.2 -> 1.22.3 takes 4 rounds, one run does 3; first go to 1.21.14"
+
+
+def test_skew_is_checked_against_the_next_api_server() -> None:
+    late = {**CLUSTER, "n2": machine(NODE, kubelet="1.18.9")}
+    [problem] = problems(wanted(**kubernetes("1.21.1")), "1.21.1", late)
+    assert problem == (
+        "n2: kubelet 1.18.9 is 3 minor versions behind API servers of 1.21.1; 1.19 is the oldest; bring it up first"
+    )
+    assert problems(wanted(**kubernetes("1.20.9")), "1.20.9", late) == []
+    ahead = {**CLUSTER, "n2": machine(NODE, kubelet="1.21.1")}
+    assert "kubelet 1.21.1 cannot go back to 1.20.2" in problems(wanted(), "1.20.2", ahead)[0]
+
+
+def test_nothing_installed_is_no_upgrade() -> None:
+    assert "site.yml installs a cluster" in problems(wanted(), "1.20.2", {"n1": machine(NODE)})[0]
+
+
+def test_a_stage_changes_no_versions_in_passing() -> None:
+    assert upgrade.unasked(CLUSTER, wanted(flanneld="0.1.0-bbbbbbbb")) == []
+    rebuilt = wanted()
+    rebuilt["kubelet"]["sha256"] = "f" * 64
+    assert upgrade.unasked(CLUSTER, rebuilt) == []
+    found = upgrade.unasked(CLUSTER, wanted(kubelet="1.20.3", runc="1.1.15"))
+    assert upgrade.table(found) == [
+        "kubelet      1.20.2 -> 1.20.3  n1, n2",
+        "docker/runc  1.1.5 -> 1.1.15   n1, n2",
+    ]
+
+
+def test_back_to_what_ran_before() -> None:
+    then = {"kubelet": "1.20.1", "dockerd": "19.3.15", "runc": "1.1.5"}
+    machines = {"m1": machine(MASTER), "n1": machine(NODE, then)}
+    found, refused = upgrade.ways_back(machines)
+    assert refused == []
+    assert {(c.machine, c.artifact, c.new) for c in found} == {
+        ("n1", "kubelet", "1.20.1"),
+        ("n1", "dockerd", "19.3.15"),
+    }
+    assert upgrade.way_back(found, "1.20.2", "auto").drain == ("n1",)
+    known = {name: {**one, "path": f"/cache/{name}"} for name, one in wanted(etcd="3.5.16").items()}
+    before = upgrade.of_before(known, machines["n1"])
+    assert (before["kubelet"]["version"], before["kubelet"]["path"]) == ("1.20.1", "")
+    assert before["kube-proxy"] == known["kube-proxy"]
+
+
+def test_no_way_back() -> None:
+    etcd = {"m1": machine(MASTER, {"etcd": "3.4.23", "kube-apiserver": "1.19.2"}, etcd="3.5.16")}
+    _, refused = upgrade.ways_back(etcd)
+    assert [problem.partition(":")[2].split(" cannot")[0] for problem in refused] == [
+        " kube-apiserver 1.20.2",
+        " etcd 3.5.16",
+    ]
+    _, refused = upgrade.ways_back({"n1": machine(NODE, {"kubelet": "1.20.1"}, stored=False)})
+    assert "is no longer in /opt/kubewright/store there" in refused[0]
+
+
+def test_components_have_stages() -> None:
+    assert stages.of_component("kube-scheduler") == "master"
+    assert stages.of_component("kubelet") == "bootstrap"
+    assert stages.of_component("nginx") == ""
+
+
+def test_what_goes_with_what() -> None:
+    assert versions.etcd_fits("3.3.2", "1.22.1") == "Kubernetes 1.22.1 needs etcd 3.4 or newer, this is 3.3.2"
+    assert versions.etcd_fits("3.3.2", "1.20.2") == ""
+    assert "is newer than 3.5" in versions.etcd_fits("3.6.0", "1.20.2")
+    assert versions.skew("kube-scheduler", "1.20.1", "1.21.3") == ""
+    assert "1.21 is the oldest" in versions.skew("kube-scheduler", "1.20.1", "1.22.3")
+    assert versions.numbers("v1.20.2+kw2") == (1, 20, 2)
+    assert versions.numbers("none") == ()
