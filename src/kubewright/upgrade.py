@@ -183,7 +183,10 @@ def plan(
     """
     servers = running(machines, _SERVER)
     if not servers:
-        return [], ["no machine runs an API server that kubewright installed: site.yml installs a cluster"]
+        return [], [
+            "none of the machines that were asked runs an API server, so nothing can be compared with it: name a "
+            "master in --limit too; on bare machines site.yml installs a cluster"
+        ]
     problems = _downgrades(machines, target)
     oldest = min(servers.values(), key=versions.numbers)
     goal = str(target.get(_SERVER, {}).get("version") or version)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubewright import components
-from kubewright.machine import component, files, generations, health, ready, systemd
+from kubewright.machine import api, component, files, generations, health, ready, systemd
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -172,8 +172,43 @@ def pod(phase: str, state: str) -> dict[str, Any]:
 
 def test_a_node_is_back_with_its_pods() -> None:
     assert ready.hindrances(node("True", "v1"), [pod("Running", "True"), pod("Succeeded", "False")], "v1") == []
+    assert ready.hindrances(node("True", "v1.20.2-eks-1"), [], "v1.20.2") == []
+    assert ready.hindrances(node("True", "v1.20.21"), [], "v1.20.2") == [
+        "the kubelet of n1 reports v1.20.21, not v1.20.2"
+    ]
     assert ready.hindrances(node("False", "v0"), [pod("Running", "False")], "v1") == [
         "n1 is not Ready: runtime is down",
         "the kubelet of n1 reports v0, not v1",
         "pod d/p is not ready (Running)",
     ]
+
+
+class Server:
+    """Answers of an API server, in order; None is silence."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = list(answers)
+
+    def request(self, method: str, path: str) -> tuple[int, Any]:
+        assert method == "GET"
+        if "/pods?" in path:
+            assert path.endswith("fieldSelector=spec.nodeName%3Dn1")
+            return 200, {"items": []}
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if answer is None:
+            raise api.NoAnswerError("it restarts")
+        return 200, answer
+
+
+def test_an_api_server_that_restarts_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready, "_POLL_SECONDS", 0.0)
+    server: Any = Server(None, node("False", "v1"), None, node("True", "v1"))
+    assert ready.wait(lambda: server, "n1", "v1", 10.0) == []
+
+
+def test_what_is_missing_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready, "_POLL_SECONDS", 0.01)
+    silent: Any = Server(None)
+    assert ready.wait(lambda: silent, "n1", "", 0.05) == ["it restarts"]
+    down: Any = Server(node("False", "v1"))
+    assert ready.wait(lambda: down, "n1", "v1", 0.05) == ["n1 is not Ready: runtime is down"]
