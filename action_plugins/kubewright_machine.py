@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 
 from kubewright import custody
@@ -19,11 +20,17 @@ class ActionModule(ActionBase):
         """Return the module's facts with `skew_seconds`: how far the clock is off at least, 0 within the doubt."""
         super().run(tmp, task_vars)
         before = time.time()
-        result: dict[str, Any] = self._execute_module(
-            module_name="kubewright_machine",
-            module_args={**self._task.args, "cas": list(custody.CAS.values())},
-            task_vars=task_vars,
-        )
+        try:
+            result: dict[str, Any] = self._execute_module(
+                module_name="kubewright_machine",
+                module_args={**self._task.args, "cas": list(custody.CAS.values())},
+                task_vars=task_vars,
+            )
+        except AnsibleConnectionFailure as error:
+            if not self._task.delegate_to:
+                raise
+            # One of several that would do, and no machine of this run.
+            return {"changed": False, "away": True, "msg": " ".join(error.message.split())[:300]}
         after = time.time()
         facts = result.get("facts")
         if facts:
