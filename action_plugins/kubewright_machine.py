@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         except AnsibleConnectionFailure as error:
-            # A place to leave the lock at, which is not a machine of this run, may be away.
+            # One that is asked beside the machines of this run may be away: another one will do.
             away = {"changed": False, "away": True} if self._task.delegate_to else {"unreachable": True}
             return {**away, "msg": quarantine.said(error.message)}
         after = time.time()
