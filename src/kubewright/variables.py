@@ -19,7 +19,8 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
     "confirm": {"type": "str"},
     "machine": {"type": "str"},
-    "dead": {"type": "bool"},
+    # Words of the command line are texts: dead=true.
+    "dead": {"type": "str", "choices": ["true", "false"]},
 }
 
 
