@@ -130,7 +130,8 @@ def stages(machines: Machines, changed: Sequence[Mapping[str, Any]]) -> dict[str
     for name, machine in machines.items():
         own = name in new
         wanted = [*_OWN] if own else ["hosts"]
-        if machine["is_master"] and masters_change and not own:
+        # Also for a node: the controller's list of certificates says who uses them.
+        if machine["is_master"] and not own:
             wanted.append("pki")
         if machine["is_etcd"] and own:
             wanted.append("etcd")

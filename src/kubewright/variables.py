@@ -19,8 +19,9 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {
     "break_lock": {"type": "str"},
     "confirm": {"type": "str"},
-    "dead": {"type": "bool"},
     "machine": {"type": "str"},
+    # Words of the command line are texts: dead=true.
+    "dead": {"type": "str", "choices": ["true", "false"]},
     # playbooks/ops/renew.yml
     "renew_only": {"type": "list"},
     "renew_all": {"type": "bool"},

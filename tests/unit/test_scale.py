@@ -37,14 +37,14 @@ def test_a_node_that_comes_or_goes_touches_nobody_else() -> None:
     stages = scale.stages(machines(etcd=["master01"]), moved("node02", groups={"etcd": ["master01"]}))
     assert stages["node02"] == ["sysprep", "pki", "flannel", "docker", "verify", "lb", "bootstrap", "proxy"]
     assert stages["node01"] == ["hosts"]
-    assert stages["master01"] == ["hosts"]
+    assert stages["master01"] == ["hosts", "pki"]
 
 
 def test_endpoints_of_etcd_are_those_of_api_servers_and_flanneld() -> None:
     groups = {"etcd": ["master01", "node01"]}
     stages = scale.stages(machines(**groups), moved("node01", groups=groups))
     assert stages["node02"] == ["hosts", "flannel"]
-    assert stages["master01"] == ["hosts", "master"]
+    assert stages["master01"] == ["hosts", "pki", "master"]
     assert "etcd" in stages["node01"]
 
 
