@@ -62,9 +62,6 @@ CATALOGUE = {
         ("/etc/docker/key.json", "/run/docker.pid", "/run/docker.sock"),
         ("/run/docker",),
         (
-            "/run/containerd/s",
-            "/run/containerd/fifo",
-            "/run/containerd",
             "/opt/containerd/bin",
             "/opt/containerd/lib",
             "/opt/containerd",

@@ -19,6 +19,7 @@ from . import component, files, mounts, placed, processes, restore, rules, syspr
 from .leavings import CATALOGUE, ORDER, OWN_DIRECTORIES, Leavings
 
 _UNITS = "/etc/systemd/system"
+_SHIMS = "/run/containerd/s"
 _STATE = "/var/lib/kubewright"
 # Bounds for services that do not stop when told to, in seconds.
 _STOP_SECONDS = 20.0
@@ -126,6 +127,7 @@ class Removal:
             yield from self._tree_steps([_kubelet_root()])
         if name == "docker":
             yield from _when(processes.within(processes.CONTAINERS), Step("end", "containers"))
+            yield from _when(os.path.isdir(_SHIMS), Step("sockets", _SHIMS))
         yield from self._network(name, entry)
         yield from self._data(name)
         yield from self._tree_steps(leavings.trees)
@@ -205,8 +207,6 @@ class Removal:
         paths = set(entry.get("files", [])) | {path for pattern in leavings.files for path in glob.glob(pattern)}
         if leavings.unit and _is_ours(f"{_UNITS}/{leavings.unit}"):
             paths.add(f"{_UNITS}/{leavings.unit}")
-        if name == "docker":
-            paths |= _dead_sockets("/run/containerd/s")
         # What a run that was killed left of a file that it was about to replace.
         paths |= {
             path
@@ -384,10 +384,15 @@ def _docker_roots(options: Options) -> list[str]:
     return list(dict.fromkeys(path.rstrip("/") for path in (named, options.docker_data)))
 
 
-def _dead_sockets(directory: str) -> set[str]:
-    """Sockets of containers' shims that nobody holds open any more; another containerd has its own here."""
+def _drop_sockets(directory: str) -> None:
+    """Remove sockets of containers' shims that nobody holds open any more; another containerd has its own here."""
     held = {line.split()[-1] for line in files.read("/proc/net/unix").splitlines()[1:] if "/" in line}
-    return {path for path in glob.glob(f"{directory}/*") if path not in held}
+    for path in glob.glob(f"{directory}/*"):
+        if path not in held:
+            _unlink(path)
+    for path in (directory, os.path.dirname(directory)):
+        if os.path.isdir(path) and not os.listdir(path):
+            os.rmdir(path)
 
 
 def _is_mount(root: str, table: str = "") -> bool:
@@ -527,6 +532,7 @@ _COMMANDS: dict[str, Callable[[str], None]] = {
     "sysctl": _set_sysctl,
     "setting": restore.undo,
     "state": _drop_state,
+    "sockets": _drop_sockets,
 }
 
 
