@@ -2,6 +2,8 @@
 
 `at_play.py NAME (--signal NAME | --run COMMAND) -- COMMAND...`: the signal goes to all processes of the run, as
 Ctrl-C and a power cut do; the other command is run beside it. Ends with the status of the run, 1 after a signal.
+A run that has not ended 20 s after Ctrl-C gets another one, as from a person: Ansible waits for ever when the first one
+meets a worker that is just telling something.
 """
 
 from __future__ import annotations
@@ -11,6 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+
+
+def press_again(process: subprocess.Popen[str], number: int) -> None:
+    """The second Ctrl-C, where there is still somebody to get it."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
 
 
 def main() -> int:
@@ -37,7 +46,11 @@ def main() -> int:
         if not done and line.startswith((f"PLAY [{wanted.play}]", f"TASK [{wanted.play}]")):
             done = True
             if wanted.signal:
-                os.killpg(process.pid, getattr(signal, f"SIG{wanted.signal}"))
+                number = getattr(signal, f"SIG{wanted.signal}")
+                os.killpg(process.pid, number)
+                again = threading.Timer(20, press_again, [process, number])
+                again.daemon = True
+                again.start()
             else:
                 subprocess.run(wanted.run, shell=True, check=True, timeout=60)  # noqa: S602 - a line of the scenario
     status = process.wait(60)

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,20 +221,24 @@ def test_a_lost_machine_fails_the_run_though_later_plays_do_not_have_it(
     assert run["hosts"]["a"]["ok"] == 2
 
 
-def until_it_waits(process: subprocess.Popen[str]) -> None:
-    for line in process.stdout or ():
-        if line.startswith("TASK [Wait]"):
-            return
+def poll(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("how", "result"), [(signal.SIGINT, "interrupted"), (signal.SIGKILL, "killed")])
 def test_runs_that_do_not_end_by_themselves(project: Project, how: signal.Signals, result: str) -> None:
+    waits = project.path / "waits"
     slow = (project.path / "action_plugins/kubewright_wait.py").read_text()
     (project.path / "action_plugins/kubewright_wait.py").write_text(
-        slow.replace("super().run", "__import__('time').sleep(20); super().run")
+        slow.replace("super().run", f"open({str(waits)!r}, 'w').close(); __import__('time').sleep(20); super().run")
     )
     with project.start("site.yml") as process:
-        until_it_waits(process)
+        # Not before: Ansible hangs when Ctrl-C meets a worker that is about to tell that its task begins.
+        poll(waits.exists, process)
         assert [run["result"] for run in project.runs()] == ["under way"]
         os.killpg(process.pid, how)
         process.communicate(timeout=30)

@@ -817,13 +817,13 @@ def test_runs_that_are_killed(specification: Path) -> None:
         time.sleep(length * dice.uniform(0.5, 1))
         process.send_signal(signal.SIGKILL)
         interrupted += process.wait() != 0
-        found = plan(directory, DATA | {"certificates": names})
+        found = plan(directory, DATA | {"certificates": names}, datetime.now(UTC))
         assert found.repaired == ()
         # At most one pair was just being replaced.
         assert sum("key does not match" in item.reasons for item in found.items) <= 1
     assert interrupted
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert said(plan(directory, DATA | {"certificates": names})) == {}
+    assert said(plan(directory, DATA | {"certificates": names}, now=datetime.now(UTC))) == {}
     assert [path.name for path in directory.rglob(".*")] == [".lock"]
 
 

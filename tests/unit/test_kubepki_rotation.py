@@ -944,7 +944,7 @@ def test_a_whole_rotation_with_servers_that_are_called_all_the_time(
         assert rotate(path, "issue", "etcd") == 1
         assert rotate(path, "confirm", "etcd", "backup", "--trust", str(pki / "etcd-ca-bundle.pem")) == 0
         assert rotate(path, "issue", "etcd") == 0
-        reconcile.apply(SPEC, pki, NOW)
+        reconcile.apply(SPEC, pki, datetime.now(UTC))
         assert rotate(path, "confirm", "etcd", "b", "--connect", f"localhost:{members[1].port}") == 1
         one_by_one(presents)
         assert rotate(path, "drop", "etcd") == 0

@@ -25,7 +25,7 @@ def ssh_config(spec: LabSpec) -> str:
             f"    HostName {machine.address}",
             "    User root",
         ]
-    proxy = f"nsenter --net={spec.namespace_path} socat - TCP:%h:%p,connect-timeout=10"
+    proxy = f"nsenter --net={spec.namespace_path} socat - TCP:%h:%p,connect-timeout=5"
     names = " ".join(f"{machine.name} {machine.address}" for machine in spec.machines)
     lines += [
         "",
