@@ -8,10 +8,11 @@ import time
 
 
 def main() -> int:
-    """Look until COUNT different snapshots were seen, never two of them at once, on one machine at a time."""
+    """Look until COUNT snapshots were seen; two on one machine for longer than it takes to remove one is bad."""
     inventory, count, *machines = sys.argv[1:]
     lab = [sys.executable, "-m", "kubewright.lab", "-i", inventory, "exec"]
     seen: set[str] = set()
+    crowded: dict[str, list[str]] = {}
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for machine in machines:
@@ -21,9 +22,11 @@ def main() -> int:
             )
             lines = reply.stdout.split()
             names = [f"{machine}:{line}" for line in lines if line.startswith("etcd-")]
-            if len(names) > 1 or "failed" in lines:
+            # A new one is there before an old one goes; the same two at the next look are one too many.
+            if "failed" in lines or (len(names) > 1 and names == crowded.get(machine)):
                 sys.stdout.write(f"{machine}: {lines}\n")
                 return 1
+            crowded[machine] = names
             seen |= set(names)
         if len(seen) >= int(count):
             sys.stdout.write(f"{sorted(seen)}\n")
