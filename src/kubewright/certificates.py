@@ -149,6 +149,8 @@ def spec(cluster: Cluster) -> dict[str, Any]:
                 "expiry": f"{cluster.pki_ca_expiry_hours}h",
                 "role": name,
                 "consumers": list(_consumers(cluster, units)),
+                # Controller managers read the key of this one, and ask for no password.
+                "password": "" if name == "kubelet-signer" else cluster.pki_ca_password,
             }
             for name, (cn, units) in _AUTHORITIES.items()
         },
