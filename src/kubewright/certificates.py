@@ -108,7 +108,7 @@ def _consumers(cluster: Cluster, units: tuple[str, ...]) -> tuple[str, ...]:
 
 def spec(cluster: Cluster) -> dict[str, Any]:
     """The specification that kubepki reconciles: CAs, key pairs, certificates."""
-    life = f"{cluster.pki_expiry_hours}h"
+    life, password = f"{cluster.pki_expiry_hours}h", cluster.pki_ca_password
     certificates = [
         _certificate(
             "apiserver",
@@ -149,6 +149,8 @@ def spec(cluster: Cluster) -> dict[str, Any]:
                 "expiry": f"{cluster.pki_ca_expiry_hours}h",
                 "role": name,
                 "consumers": list(_consumers(cluster, units)),
+                # Controller managers read the key of the signer, and ask for no password.
+                **({"password": password} if password and name != "kubelet-signer" else {}),
             }
             for name, (cn, units) in _AUTHORITIES.items()
         },

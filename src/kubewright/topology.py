@@ -58,6 +58,8 @@ class Cluster:
     api_extra_sans: tuple[str, ...]
     pki_expiry_hours: int
     pki_ca_expiry_hours: int
+    # Where the password of the CAs' keys is, `env:NAME` or `file:PATH`; empty for keys that are not encrypted.
+    pki_ca_password: str = ""
 
     def machine(self, name: str) -> Machine:
         """The machine of this inventory name; KeyError when there is none."""
@@ -315,6 +317,13 @@ def _check_vip(vip: str, machines: tuple[Machine, ...], networks: Mapping[str, N
     return found
 
 
+def _check_password(source: str, problems: list[str]) -> None:
+    kind, _, rest = source.partition(":")
+    if source and not (rest and (kind == "env" or (kind == "file" and rest.startswith("/")))):
+        # The value may be the password itself.
+        problems.append("pki_ca_password is neither env:NAME nor file:/PATH; write where the password is")
+
+
 def _check_endpoint(
     mode: str,
     variables: Mapping[str, Any],
@@ -386,6 +395,7 @@ def build(
     subnet_length = int(variables.get("flannel_subnet_length", 24))
     _check_networks(pods, services, subnet_length, machines, problems)
     _check_endpoint(mode, variables, machines, {"pod_cidr": pods, "service_cidr": services}, problems)
+    _check_password(str(variables.get("pki_ca_password") or ""), problems)
     network_mode = str(variables.get("network_mode"))
     problems += versions.check(str(variables.get("kube_version")), network_mode)
     if problems or pods is None or services is None:
@@ -408,6 +418,7 @@ def build(
             api_extra_sans=tuple(str(s) for s in variables.get("api_extra_sans") or ()),
             pki_expiry_hours=int(variables.get("pki_expiry_hours", 8760)),
             pki_ca_expiry_hours=int(variables.get("pki_ca_expiry_hours", 87600)),
+            pki_ca_password=str(variables.get("pki_ca_password") or ""),
         ),
         [],
     )

@@ -109,3 +109,13 @@ def test_the_rules_know_what_each_is_for() -> None:
     # Who presents a certificate of a CA talks to others that do, and trusts it.
     for one in found.certificates:
         assert set(one.consumers) <= set(found.authorities[one.ca].consumers)
+
+
+def test_keys_of_cas_are_encrypted_where_no_machine_reads_them() -> None:
+    found = spec.parse(certificates.spec(build(pki_ca_password="file:/root/ca.password"))).authorities
+    assert {name: one.password for name, one in found.items()} == {
+        "kubernetes": "file:/root/ca.password",
+        "kubelet-signer": "",
+        "etcd": "file:/root/ca.password",
+        "front-proxy": "file:/root/ca.password",
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_topology import build
+from test_topology import build, build_ha
 
 from kubepki import issue, reconcile, report, rotation, spec
 from kubepki.check import Limits
@@ -22,6 +22,7 @@ from kubepki.errors import StoreError
 from kubewright import ca_rotation, certificates, certreport
 from kubewright.errors import UserError
 from kubewright.machine import certs, component, files
+from kubewright.topology import Cluster
 
 NOW = datetime.now(UTC)
 LIMITS = Limits(30, 7)
@@ -38,17 +39,18 @@ def wanted() -> spec.Spec:
     return spec.parse(certificates.spec(build()))
 
 
-def told(directory: Path, machine: str, **changes: Any) -> dict[str, Any]:
+def told(directory: Path, machine: str, cluster: Cluster | None = None, **changes: Any) -> dict[str, Any]:
     """What a machine tells that has its part of the directory, with all services started on it."""
     found: list[dict[str, Any]] = []
     digests = {}
-    for entry in certificates.distribution(build(), machine):
+    for entry in certificates.distribution(cluster or build(), machine):
         sources = entry.get("sources") or [entry["source"]]
         text = "".join((directory / source).read_text() for source in sources)
         digests[entry["dest"]] = hashlib.sha256(text.encode()).hexdigest()
         if pem := certs.blocks(text):
             found.append({"path": entry["dest"], "sha256": digests[entry["dest"]], "pem": pem, "entries": []})
-    units = {consumer.partition("@")[0] for ca in wanted().authorities.values() for consumer in ca.consumers}
+    authorities = certificates.spec(cluster or build())["cas"].values()
+    units = {consumer.partition("@")[0] for authority in authorities for consumer in authority["consumers"]}
     running = {unit: {"active": True, "ingredients": dict(digests)} for unit in units}
     return {"files": found, "components": running, "served": [], **changes}
 
@@ -123,6 +125,19 @@ def test_certificates_by_name_or_end_are_issued_anew(issued: Path) -> None:
     assert names(Renewal((), timedelta(days=200)), 180) == every
     with pytest.raises(StoreError, match="did you mean kube-proxy"):
         names(Renewal(["kube-prox"]))
+
+
+def test_a_load_balancer_is_waited_for(issued: Path) -> None:
+    cluster = build_ha()
+    distributed = {machine.name: certificates.distribution(cluster, machine.name) for machine in cluster.machines}
+    seen = {"lb01": told(issued, "lb01", cluster)}
+    found = {
+        one.consumer: one
+        for one in ca_rotation.shown(spec.parse(certificates.spec(cluster)), "kubernetes", distributed, seen)
+    }
+    [trusted] = found["kube-lb-check@lb01"].trusts
+    assert [one.subject.rfc4514_string() for one in trusted] == ["CN=kubernetes-ca"]
+    assert found["kube-lb-check@lb02"].problem == "lb02 is not part of this run, or did not answer"
 
 
 def test_which_cas() -> None:

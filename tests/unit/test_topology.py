@@ -191,3 +191,11 @@ def test_all_problems_come_together() -> None:
 def test_an_address_that_is_none() -> None:
     found = problems_of(hosts={**HOSTS, "node01": {"ansible_host": "node01.example"}})
     assert any("node01: 'node01.example' is not an IPv4 address" in problem for problem in found)
+
+
+def test_the_password_of_ca_keys_is_not_written_down() -> None:
+    for source in ("secret", "file:ca.password", "env:"):
+        [problem] = problems_of({"pki_ca_password": source})
+        assert problem.startswith("pki_ca_password is neither")
+        assert "secret" not in problem
+    assert build(pki_ca_password="env:CA_PASSWORD").pki_ca_password == "env:CA_PASSWORD"
