@@ -145,6 +145,7 @@ class ActionModule(ActionBase):
         known["etcd_joining"] = preflight.etcd_joining(cluster, facts)
         known["proxy"] = {name: fact["proxy"] for name, fact in facts.items()}
         known["lb_interfaces"] = {name: fact["vip"]["interface"] for name, fact in facts.items() if fact["vip"]}
+        known["lb_leavings"] = preflight.lb_leavings(cluster, facts)
         asked = {**facts, **{reply["item"]: reply["facts"] for reply in self._others() if reply.get("facts")}}
         known["api_masters"] = preflight.helpers([m.name for m in cluster.masters()], asked, "api_ready")
         known["etcd_hosts"] = preflight.helpers([m.name for m in cluster.etcd_members()], asked)

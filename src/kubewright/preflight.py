@@ -162,6 +162,20 @@ def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> li
     return found
 
 
+# In the order in which they go: whoever uses the next one first.
+_LB_COMPONENTS = ("kube-lb-vip", "kube-lb-check", "kube-lb")
+
+
+def lb_leavings(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Machine -> its components of the load balancer that it has no part in any more; only machines that have some."""
+    found = {}
+    for name, known in facts.items():
+        machine = cluster.machine(name)
+        wanted = _LB_COMPONENTS if machine.is_lb else _LB_COMPONENTS[1:] if machine.has_proxy else ()
+        found[name] = [part for part in _LB_COMPONENTS if part in known["components"] and part not in wanted]
+    return {name: parts for name, parts in found.items() if parts}
+
+
 def helpers(names: Sequence[str], facts: Mapping[str, Mapping[str, Any]], key: str = "") -> list[str]:
     """Machines in the order in which to turn to them: those where the fact `key` is true, that answered, all others."""
     known = [name for name in names if name in facts]

@@ -11,7 +11,7 @@ from kubewright.machine.leavings import ORDER
 
 # The parts of a reset, in order: whoever uses something goes before it.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "nodes": ("kube-proxy", "kubelet", "docker", "flanneld"),
+    "nodes": ("kube-proxy", "kubelet", "docker", "flanneld", "kube-lb-vip", "kube-lb-check", "kube-lb"),
     "masters": ("kube-scheduler", "kube-controller-manager", "kube-apiserver"),
     "etcd": ("etcd",),
     "rest": ("pki", "sysprep"),
@@ -22,7 +22,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "bootstrap": ("kubelet",),
     "flannel": ("flanneld",),
     "master": PARTS["masters"],
-    "lb": ("nginx", "keepalived"),
+    "lb": ("kube-lb-vip", "kube-lb-check", "kube-lb"),
 }
 _ANY_TAG = {"all", "always"}
 

@@ -70,6 +70,13 @@ def test_a_virtual_address_of_no_network_of_the_machine() -> None:
     assert found.startswith("lb01: api_vip 192.168.80.100 is in none of its networks (host0 192.168.80.0/24")
 
 
+def test_who_has_parts_of_a_load_balancer_and_none_in_it() -> None:
+    all_three = {"components": ["kubelet", "kube-lb", "kube-lb-check", "kube-lb-vip"]}
+    found = dict.fromkeys(["lb01", "node01"], all_three) | {"master01": {"components": ["kube-apiserver"]}}
+    assert preflight.lb_leavings(build_ha(), found) == {"node01": ["kube-lb-vip", "kube-lb-check", "kube-lb"]}
+    assert preflight.lb_leavings(build_ha(lb=False), {"node01": all_three}) == {"node01": ["kube-lb-vip"]}
+
+
 def test_helpers_are_those_that_answer_before_those_that_do_not() -> None:
     facts = {"b": {"api_ready": False}, "c": {"api_ready": True}}
     assert preflight.helpers(["a", "b", "c"], facts, "api_ready") == ["c", "b", "a"]

@@ -197,6 +197,8 @@ def declared(name: str, **more: Any) -> dict[str, Any]:
         "files": [],
         "absent": [],
         "inputs": [],
+        "reload": [],
+        "check": [],
         "unit": "",
         "health": {"timeout": 1, "checks": []},
         "member": None,

@@ -31,6 +31,10 @@ def test_names_are_those_of_stages_components_and_of_what_machines_have() -> Non
     }
 
 
+def test_stages_are_made_of_components() -> None:
+    assert {name for names in resets.STAGES.values() for name in names} <= set(ORDER)
+
+
 def test_what_is_skipped_stays_also_out_of_everything() -> None:
     chosen = resets.selection(["all"], ["etcd", "sysprep"], [], ["timer"])
     assert set(chosen) == {*ORDER, "timer"} - {"etcd", "sysprep"}

@@ -12,6 +12,9 @@ ORDER = (
     "kubelet",
     "docker",
     "flanneld",
+    "kube-lb-vip",
+    "kube-lb-check",
+    "kube-lb",
     "kube-scheduler",
     "kube-controller-manager",
     "kube-apiserver",
@@ -68,6 +71,9 @@ CATALOGUE = {
         ),
     ),
     "flanneld": Leavings("flanneld.service", (CONFLIST,), ("/run/flannel",), ("/etc/cni/net.d", "/etc/cni")),
+    "kube-lb-vip": Leavings("kube-lb-vip.service"),
+    "kube-lb-check": Leavings("kube-lb-check.service"),
+    "kube-lb": Leavings("kube-lb.service", (), ("/run/kube-lb",)),
     "kube-scheduler": Leavings("kube-scheduler.service", ("/opt/kubernetes/cfg/kube-scheduler*",)),
     "kube-controller-manager": Leavings(
         "kube-controller-manager.service", ("/opt/kubernetes/cfg/kube-controller-manager*",), (), _VOLUME_PLUGINS
@@ -92,6 +98,6 @@ CATALOGUE = {
 }
 # Made by versions that kept no record of it; below them nobody else has anything.
 OWN_DIRECTORIES = (
-    *(f"{root}/{name}" for root in placed.OWN_ROOTS for name in ("bin", "cfg", "ssl", "logs", "store")),
+    *(f"{root}/{name}" for root in placed.OWN_ROOTS for name in ("bin", "cfg", "ssl", "lb", "logs", "store")),
     *placed.OWN_ROOTS,
 )
