@@ -20,6 +20,8 @@ _CAUSES: Sequence[tuple[str, str]] = (
     (r"permission denied", "the service may not read one of its files: see the path in the log lines"),
     (r"cluster ID mismatch|has already been bootstrapped", "this member holds data of another etcd cluster in its data "
      "directory: move the directory away if that data is not needed"),
+    (r"permanently removed from the cluster", "a removal has taken this member out of etcd: finish it with "
+     "playbooks/ops/remove.yml, then add the machine anew"),
     (r"publish error|etcdserver: request timed out|no leader", "too few etcd members reach each other: "
      "look at the other members and at port 2380 between the machines"),
     (r"unknown flag", "this binary does not know a flag: does its version match kube_version?"),

@@ -56,7 +56,7 @@ def leaving_problems(groups: Mapping[str, Sequence[str]], leaving: Sequence[str]
 def moving(
     named: Sequence[str], groups: Mapping[str, Sequence[str]], hosts: Machines, *, by_address: bool
 ) -> list[dict[str, Any]]:
-    """The machines that are added or leave: {name, address, node_name, is_etcd, is_master, known}.
+    """The machines that are added or leave: {name, address, node_name, is_etcd, is_master, is_lb, known}.
 
     `hosts`: inventory name -> host variables. One that is not in the inventory any more may be anything, so it is
     looked for everywhere; it has no address.
@@ -72,6 +72,7 @@ def moving(
                 "node_name": address if by_address and address else name,
                 "is_etcd": variables is None or name in groups.get("etcd", []),
                 "is_master": variables is None or name in groups.get("kube_master", []),
+                "is_lb": variables is None or name in groups.get("lb", []),
                 "known": variables is not None,
             }
         )
@@ -120,11 +121,12 @@ def stages(machines: Machines, changed: Sequence[Mapping[str, Any]]) -> dict[str
 
     `machines`: those of the cluster as it is to be. A machine that is added goes through all of its stages. Others are
     touched where names, certificates or endpoints of theirs change: the names of machines in /etc/hosts everywhere;
-    for a master the SANs of the API servers' certificate, and who reaches the API through which address; for a member
-    of etcd the endpoints of API servers and flanneld.
+    for a master the SANs of the API servers' certificate, and who reaches the API through which address; for a load
+    balancer the same, as it may be the first or the last one, and who its partners are; for a member of etcd the
+    endpoints of API servers and flanneld, and what the other members ask before they take a snapshot.
     """
     new = {str(m["name"]) for m in changed}
-    masters_change = any(m["is_master"] for m in changed)
+    masters_change = any(m["is_master"] or m["is_lb"] for m in changed)
     etcd_changes = any(m["is_etcd"] for m in changed)
     found = {}
     for name, machine in machines.items():
@@ -133,7 +135,7 @@ def stages(machines: Machines, changed: Sequence[Mapping[str, Any]]) -> dict[str
         # Also for a node: the controller's list of certificates says who uses them.
         if machine["is_master"] and not own:
             wanted.append("pki")
-        if machine["is_etcd"] and own:
+        if machine["is_etcd"] and (own or etcd_changes):
             wanted.append("etcd")
         if machine["is_node"] and (own or etcd_changes):
             wanted.append("flannel")
@@ -171,7 +173,7 @@ def plan(machines: Machines, changed: Sequence[Mapping[str, Any]], verb: str) ->
     for machine in changed:
         parts = [
             part
-            for key, part in (("is_etcd", "etcd"), ("is_master", "control plane"))
+            for key, part in (("is_etcd", "etcd"), ("is_master", "control plane"), ("is_lb", "load balancers"))
             if machine[key] and machine["known"]
         ]
         found.append(f"{machine['name']} {verb} the cluster{' and ' * bool(parts)}{', '.join(parts)}")

@@ -48,3 +48,8 @@ def test_a_rollback_is_told() -> None:
     said = explain.failure("node01", {**evidence, "rollback": {**back, "failure": "no answer"}})
     assert "was put back to kubelet 1.20.2, and is not healthy with that either: no answer" in said
     assert "rolled" not in explain.failure("node01", {**evidence, "rollback": None})
+
+
+def test_a_member_that_was_taken_out_of_etcd_is_no_trouble_of_the_network() -> None:
+    lines = ["the member has been permanently removed from the cluster", "context deadline exceeded"]
+    assert "remove.yml" in explain.likely_cause(lines)[0]

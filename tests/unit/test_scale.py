@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_topology import GROUPS, HOSTS, build
+from test_topology import GROUPS, HA_GROUPS, HA_HOSTS, HOSTS, build, build_ha
 
 from kubewright import scale
 from kubewright.errors import UserError
@@ -44,8 +44,10 @@ def test_endpoints_of_etcd_are_those_of_api_servers_and_flanneld() -> None:
     groups = {"etcd": ["master01", "node01"]}
     stages = scale.stages(machines(**groups), moved("node01", groups=groups))
     assert stages["node02"] == ["hosts", "flannel"]
-    assert stages["master01"] == ["hosts", "pki", "master"]
+    assert stages["master01"] == ["hosts", "pki", "etcd", "master"]
     assert "etcd" in stages["node01"]
+    # Its scheduled snapshots ask who else is a member.
+    assert "etcd" in stages["master01"]
 
 
 def test_a_master_changes_certificates_and_addresses() -> None:
@@ -55,10 +57,18 @@ def test_a_master_changes_certificates_and_addresses() -> None:
     assert stages["node02"] == ["hosts", "lb", "bootstrap", "proxy"]
 
 
+def test_a_load_balancer_changes_its_partners_and_may_change_the_address() -> None:
+    moved_lb = scale.moving(["lb01"], {**HA_GROUPS, "lb": ["lb01", "lb02"]}, HA_HOSTS, by_address=False)
+    stages = scale.stages(build_ha().facts()["machines"], moved_lb)
+    assert stages["lb01"] == ["sysprep", "pki", "lb"]
+    assert stages["lb02"] == ["hosts", "lb"]
+    assert stages["master01"] == ["hosts", "pki", "master"]
+    assert stages["node01"] == ["hosts", "lb", "bootstrap", "proxy"]
+
+
 def test_a_machine_that_is_gone_from_the_inventory_is_looked_for_everywhere() -> None:
-    assert moved("gone") == [
-        {"name": "gone", "address": "", "node_name": "gone", "is_etcd": True, "is_master": True, "known": False}
-    ]
+    unknown = {"name": "gone", "address": "", "node_name": "gone", "known": False}
+    assert moved("gone") == [{**unknown, "is_etcd": True, "is_master": True, "is_lb": True}]
 
 
 def test_what_is_refused() -> None:
