@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.plugins.action import ActionBase
 
-from kubewright import resets, variables
+from kubewright import resets, runlock, variables
 from kubewright.errors import UserError
 
 _PARTS = ("reset_nodes", "reset_masters", "reset_etcd", "reset_rest")
@@ -43,6 +44,7 @@ class ActionModule(ActionBase):
             raise UserError(resets.report(problems))
         reset = {name: self._templar.template(self._vars[name]) for name in specs}
         found = {name: self._vars["hostvars"][name].get("reset_found") or {} for name in hosts}
+        self._refuse_beside_others(found)
         unreachable = [name for name, seen in found.items() if seen.get("unreachable")]
         there = {one for seen in found.values() for one in seen.get("components", ())}
         tags, skipped = self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"]
@@ -69,6 +71,24 @@ class ActionModule(ActionBase):
         default = self._specs("preflight")["cluster_name"]["default"]
         name = str(self._templar.template(self._vars.get("cluster_name", default)))
         return {"changed": False, "ansible_facts": {"reset": plan, "cluster": {"name": name}}}
+
+    def _refuse_beside_others(self, found: dict[str, dict[str, Any]]) -> None:
+        """The lock beside the inventory is this run's own; those on machines are only asked, as they go as well."""
+        if self._task.check_mode:
+            return
+        run = runlock.current
+        if run and run.holder is not None:
+            raise UserError(*runlock.refused_here(run.holder, time.time()))
+        broken = str(self._templar.template(self._vars.get("break_lock")) or "")
+        ours = run.me["controller"] if run else ""
+        # What another run of this controller has left there is void: it has ended.
+        held = {
+            name: holder
+            for name, seen in found.items()
+            if (holder := seen.get("holder")) and holder["id"] != broken and (not ours or holder["controller"] != ours)
+        }
+        if held:
+            raise UserError(*runlock.refused_there(held, time.time()))
 
     def _variable_problems(self, specs: dict[str, dict[str, Any]], hosts: list[str]) -> list[str]:
         used: dict[str, list[str]] = {}

@@ -19,14 +19,16 @@ name: kubewright_run
 type: aggregate
 short_description: The lock, the seconds, the closing words and the journal of a run
 description:
-  - Takes the lock beside the inventory before the machines are asked (C(kubewright_machine)).
+  - Takes the lock beside the inventory before the machines are asked (C(kubewright_machine), or C(kubewright_reset)
+    where there is no preflight).
   - Prints one line per stage at the end of the run, and names the machines that failed or could not be reached.
   - Writes C(journal/) below the inventory. A playbook without a preflight gets neither lock nor journal.
 requirements: []
 """
 
 _ROOT = Path(__file__).resolve().parent.parent
-_ASKS, _CHECKS, _OBTAINS = "kubewright_machine", "kubewright_preflight", "kubewright_artifacts"
+_ASKS = ("kubewright_machine", "kubewright_reset")
+_CHECKS, _OBTAINS = "kubewright_preflight", "kubewright_artifacts"
 
 
 def _name(task: Any) -> str:
@@ -93,7 +95,7 @@ class CallbackModule(CallbackBase):
         del is_conditional
         self._close_task()
         self._task = (task.get_name(), time.monotonic())
-        if task.action == _ASKS and not self._inventory:
+        if task.action in _ASKS and not self._inventory:
             self._open()
 
     def _open(self) -> None:

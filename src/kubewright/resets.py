@@ -12,17 +12,25 @@ from kubewright.machine.leavings import ORDER
 # The parts of a reset, in order: whoever uses something goes before it.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "nodes": ("kube-proxy", "kubelet", "docker", "flanneld"),
-    "masters": ("kube-scheduler", "kube-controller-manager", "kube-apiserver"),
-    "etcd": ("etcd",),
+    "masters": (
+        "kube-lb-vip",
+        "kube-lb-check",
+        "kube-lb",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "kube-apiserver",
+    ),
+    "etcd": ("etcd-snapshot", "etcd", "etcd-installation"),
     "rest": ("pki", "sysprep"),
 }
-# Tags of the stages that are not names of components.
+# Tags of the stages that stand for other components than the one of that name.
 STAGES: Mapping[str, tuple[str, ...]] = {
     "proxy": ("kube-proxy",),
     "bootstrap": ("kubelet",),
     "flannel": ("flanneld",),
-    "master": PARTS["masters"],
-    "lb": ("nginx", "keepalived"),
+    "master": ("kube-scheduler", "kube-controller-manager", "kube-apiserver"),
+    "lb": ("kube-lb-vip", "kube-lb-check", "kube-lb"),
+    "etcd": PARTS["etcd"],
 }
 _ANY_TAG = {"all", "always"}
 

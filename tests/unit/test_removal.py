@@ -13,7 +13,20 @@ from typing import Any
 
 import pytest
 
-from kubewright.machine import component, files, leavings, mounts, placed, processes, removal, restore, rules, sysprep
+from kubewright.machine import (
+    component,
+    files,
+    generations,
+    leavings,
+    lock,
+    mounts,
+    placed,
+    processes,
+    removal,
+    restore,
+    rules,
+    sysprep,
+)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -181,6 +194,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(files, "DIGESTS", str(tmp_path / "state" / "digests.json"))
     monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "state" / "digests.json"),))
     monkeypatch.setattr(removal, "_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(removal, "SNAPSHOTS", str(tmp_path / "snapshots"))
+    monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "state" / "before"))
+    monkeypatch.setattr(lock, "LOCK", str(tmp_path / "run" / "lock"))
     monkeypatch.setattr(removal, "_UNITS", str(tmp_path / "units"))
     monkeypatch.setattr(removal, "OWN_DIRECTORIES", ())
     monkeypatch.setattr(removal, "CATALOGUE", {"pki": leavings.Leavings()})
@@ -197,6 +213,8 @@ def declared(name: str, **more: Any) -> dict[str, Any]:
         "files": [],
         "absent": [],
         "inputs": [],
+        "reload": [],
+        "check": [],
         "unit": "",
         "health": {"timeout": 1, "checks": []},
         "member": None,
@@ -275,6 +293,37 @@ def test_an_interrupted_removal_goes_on(machine: Path, monkeypatch: pytest.Monke
     assert removal.present() == ["a"]
     assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
     assert list(machine.rglob("*")) == []
+
+
+def test_a_lock_and_pictures_of_upgrades_go_with_the_last_component(machine: Path) -> None:
+    bring(machine, "a", [str(machine / "d" / "a")])
+    bring(machine, "b", [str(machine / "d" / "b")])
+    for path in ("state/before/a.json", "state/before/gone.json", "run/lock"):
+        files.write_atomic(str(machine / path), b"{}", 0o600)
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert not (machine / "state" / "before" / "a.json").exists()
+    assert (machine / "run" / "lock").exists()
+    assert removal.run(["all"], removal.Options(), check=False)["failures"] == []
+    assert list(machine.rglob("*")) == []
+
+
+def test_data_of_etcd_goes_only_when_asked_with_snapshots_and_what_restores_moved_aside(machine: Path) -> None:
+    data = machine / "data"
+    bring(machine, "etcd", [str(machine / "cfg")])
+    ours = ["data/member/wal/0", "data/member.before-20260101T000000Z/x", "data/kubewright-restore.json"]
+    ours += ["snapshots/etcd-20260101T000000Z-r5.db", "snapshots/.partial-1.db", "state/snapshots/before-upgrade.db"]
+    for path in [*ours, "snapshots/of-others"]:
+        files.write_atomic(str(machine / path), b"x", 0o600)
+    options = removal.Options(etcd_data=str(data))
+    found = removal.run(["etcd"], options, check=False)
+    assert found["left"] == [f"{machine}/{path}: data of etcd" for path in ("data", "state/snapshots", "snapshots")]
+    assert all((machine / path).exists() for path in ours)
+    bring(machine, "etcd", [str(machine / "cfg")])
+    found = removal.run(["all"], options._replace(data=True), check=False)
+    assert (found["failures"], found["left"]) == ([], [])
+    assert [p for p in machine.rglob("*") if p.is_file()] == [machine / "snapshots" / "of-others"]
+    assert not data.exists()
+    assert not (machine / "state").exists()
 
 
 def test_a_failure_is_named_and_keeps_the_record(machine: Path) -> None:

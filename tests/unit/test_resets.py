@@ -29,11 +29,13 @@ def test_names_are_those_of_stages_components_and_of_what_machines_have() -> Non
         "etcd": ["etcd"],
         "rest": ["pki", "timer"],
     }
+    assert resets.selection(["etcd"], [], [], []) == list(resets.PARTS["etcd"])
+    assert resets.selection(["lb"], [], [], []) == ["kube-lb-vip", "kube-lb-check", "kube-lb"]
 
 
 def test_what_is_skipped_stays_also_out_of_everything() -> None:
     chosen = resets.selection(["all"], ["etcd", "sysprep"], [], ["timer"])
-    assert set(chosen) == {*ORDER, "timer"} - {"etcd", "sysprep"}
+    assert set(chosen) == {*ORDER, "timer"} - {*resets.PARTS["etcd"], "sysprep"}
 
 
 @pytest.mark.parametrize(("name", "hint"), [("kubelt", "did you mean kubelet"), ("xyz", "there are kube-proxy, ")])

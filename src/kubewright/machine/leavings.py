@@ -12,10 +12,15 @@ ORDER = (
     "kubelet",
     "docker",
     "flanneld",
+    "kube-lb-vip",
+    "kube-lb-check",
+    "kube-lb",
     "kube-scheduler",
     "kube-controller-manager",
     "kube-apiserver",
+    "etcd-snapshot",
     "etcd",
+    "etcd-installation",
     "pki",
     "sysprep",
 )
@@ -68,6 +73,11 @@ CATALOGUE = {
         ),
     ),
     "flanneld": Leavings("flanneld.service", (CONFLIST,), ("/run/flannel",), ("/etc/cni/net.d", "/etc/cni")),
+    # Its service runs only when the timer, which is the component's unit, wants it.
+    "etcd-snapshot": Leavings("etcd-snapshot.service"),
+    "kube-lb-vip": Leavings("kube-lb-vip.service", ("/run/kube-lb-vip*.pid",)),
+    "kube-lb-check": Leavings("kube-lb-check.service"),
+    "kube-lb": Leavings("kube-lb.service", (), ("/opt/kubernetes/lb", "/run/kube-lb")),
     "kube-scheduler": Leavings("kube-scheduler.service", ("/opt/kubernetes/cfg/kube-scheduler*",)),
     "kube-controller-manager": Leavings(
         "kube-controller-manager.service", ("/opt/kubernetes/cfg/kube-controller-manager*",), (), _VOLUME_PLUGINS
@@ -84,9 +94,7 @@ CATALOGUE = {
         ("/opt/kubernetes/logs",),
         ("/run/kubernetes",),
     ),
-    "etcd": Leavings(
-        "etcd.service", ("/opt/etcd/cfg/etcd", "/run/kubewright/etcd-first-start"), (), ("/run/kubewright",)
-    ),
+    "etcd": Leavings("etcd.service", ("/opt/etcd/cfg/etcd", "/run/kubewright/etcd-first-start")),
     "pki": Leavings("", ("/opt/etcd/ssl/*", "/opt/flannel/ssl/*", "/opt/kubernetes/ssl/*.*")),
     "sysprep": Leavings("", restore.OWN_FILES),
 }

@@ -15,22 +15,27 @@ import subprocess
 import time
 from typing import Any, Callable, Iterator, NamedTuple
 
-from . import component, files, mounts, placed, processes, restore, rules, sysprep, systemd, traces
+from . import component, files, generations, lock, mounts, placed, processes, restore, rules, sysprep, systemd, traces
 from .leavings import CATALOGUE, ORDER, OWN_DIRECTORIES, Leavings
 
 _UNITS = "/etc/systemd/system"
 _SHIMS = "/run/containerd/s"
 _STATE = "/var/lib/kubewright"
+# The default of the role etcd.
+SNAPSHOTS = "/var/lib/etcd-snapshots"
 # Bounds for services that do not stop when told to, in seconds.
 _STOP_SECONDS = 20.0
 _COMMAND_SECONDS = 90
 _ROUNDS = 3
 _KUBELET_CHAINS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-MARK-DROP", "KUBE-MARK-MASQ", "KUBE-POSTROUTING")
 # Of every storage driver; what else is in the directory is not Docker's.
-_DOCKER_DATA = frozenset(
-    {"aufs", "btrfs", "buildkit", "containerd", "containers", "devicemapper", "engine-id", "fuse-overlayfs", "image"}
-    | {"network", "overlay", "overlay2", "plugins", "runtimes", "swarm", "tmp", "trust", "vfs", "volumes", "zfs"}
+_DOCKER_DATA = re.compile(
+    "aufs|btrfs|buildkit|containerd|containers|devicemapper|engine-id|fuse-overlayfs|image|network|overlay|overlay2"
+    "|plugins|runtimes|swarm|tmp|trust|vfs|volumes|zfs"
 )
+# With what restores have moved aside, and what they leave when they are interrupted.
+_ETCD_DATA = re.compile(r"member(\.before-.*)?|kubewright-restore\.json|\.kubewright-restoring")
+_SNAPSHOTS = re.compile(r"(etcd-|before-upgrade|\.partial-).*")
 
 
 class Options(NamedTuple):
@@ -177,19 +182,14 @@ class Removal:
         return ours, loose
 
     def _data(self, name: str) -> Iterator[Step]:
-        if name == "etcd":
-            roots, parts = _etcd_roots(self._options), frozenset({"member"})
-        elif name == "docker":
-            roots, parts = _docker_roots(self._options), _DOCKER_DATA
-        else:
-            return
-        for root in roots:
-            there = [f"{root}/{part}" for part in sorted(parts) if os.path.lexists(f"{root}/{part}")]
+        for root, parts in _data_places(name, self._options):
+            names = sorted(os.listdir(root)) if os.path.isdir(root) else []
+            there = [f"{root}/{part}" for part in names if parts.fullmatch(part)]
             if not self._options.data:
                 self.left += [f"{root}: data of {name}"] if there else []
                 continue
             yield from self._tree_steps(there)
-            if os.path.isdir(root) and not set(os.listdir(root)) - parts and not _is_mount(root):
+            if os.path.isdir(root) and len(there) == len(names) and not _is_mount(root):
                 yield Step("directory", root)
 
     def _tree_steps(self, roots: Any) -> Iterator[Step]:
@@ -378,6 +378,20 @@ def _etcd_roots(options: Options) -> list[str]:
     return list(dict.fromkeys(path.rstrip("/") for path in named))
 
 
+def _data_places(name: str, options: Options) -> list[tuple[str, re.Pattern[str]]]:
+    """Directories of a component's data, each with the names in it that are such."""
+    if name == "docker":
+        return [(root, _DOCKER_DATA) for root in _docker_roots(options)]
+    if name == "etcd":
+        own = [(root, _ETCD_DATA) for root in _etcd_roots(options)]
+        return [*own, (f"{_STATE}/snapshots", _SNAPSHOTS), *_data_places("etcd-snapshot", options)]
+    if name == "etcd-snapshot":
+        configured = (files.read_json("/opt/etcd/cfg/etcd-snapshot.json") or {}).get("directory") or SNAPSHOTS
+        named = [configured, SNAPSHOTS, *_entry(name).get("directories", [])]
+        return [(root, _SNAPSHOTS) for root in dict.fromkeys(path.rstrip("/") for path in named)]
+    return []
+
+
 def _docker_roots(options: Options) -> list[str]:
     configured = files.read_json("/etc/docker/daemon.json") if "docker" in placed.read()["components"] else None
     named = str((configured or {}).get("data-root") or options.docker_data)
@@ -477,6 +491,8 @@ def _drop_groups(name: str) -> None:
 
 def _forget(name: str) -> None:
     _unlink(f"{component.RECORDS}/{name}.json")
+    # It may hold secrets.
+    generations.forget_picture(name)
     record = placed.read()
     if record["components"].pop(name, None) is not None:
         placed.write(record)
@@ -498,13 +514,16 @@ def _drop_directories() -> None:
 
 def _rest() -> Iterator[Step]:
     """What no component has for itself, once none is left."""
-    if os.path.isdir(component.STORE):
-        yield Step("tree", component.STORE)
+    # The last one holds the lock: of a run that has ended, or of the one that takes this machine out of the cluster.
+    for path in (component.STORE, generations.BEFORE, os.path.dirname(lock.LOCK)):
+        if os.path.isdir(path):
+            yield Step("tree", path)
     for path in (files.DIGESTS, sysprep.RECORD, placed.PLACED):
         if os.path.exists(path):
             yield Step("state", path)
     for path in (component.RECORDS, _STATE):
         if os.path.isdir(path) and not set(os.listdir(path)) - {
+            "before",
             "components",
             "digests.json",
             "placed.json",
@@ -537,9 +556,11 @@ _COMMANDS: dict[str, Callable[[str], None]] = {
 
 
 def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
-    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member}."""
+    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member, holder:
+    of the cluster's lock, empty when nobody holds it}.
+    """
     removal = Removal(names, options)
-    member = has_member(options)
+    member, holder = has_member(options), lock.look()["holder"]
     steps = [str(step) for step in removal.plan()]
     failures = [] if check or not steps else removal.remove()
     return {
@@ -548,4 +569,5 @@ def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
         "left": list(dict.fromkeys(removal.left)),
         "failures": failures,
         "member": member,
+        "holder": holder,
     }
