@@ -80,13 +80,7 @@ class ActionModule(ActionBase):
         if run and run.holder is not None:
             raise UserError(*runlock.refused_here(run.holder, time.time()))
         broken = str(self._templar.template(self._vars.get("break_lock")) or "")
-        ours = run.me["controller"] if run else ""
-        # What another run of this controller has left there is void: it has ended.
-        held = {
-            name: holder
-            for name, seen in found.items()
-            if (holder := seen.get("holder")) and holder["id"] != broken and (not ours or holder["controller"] != ours)
-        }
+        held = resets.held(found, broken, run.me["controller"] if run else "")
         if held:
             raise UserError(*runlock.refused_there(held, time.time()))
 

@@ -6,6 +6,7 @@ find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /
   -o -path /root/.ansible -o -path /root/.kube -o -path /var/lib/systemd -o -path /var/lib/chrony -o -path /var/lib/docker \
   -o -name __pycache__ \) -prune -o -printf 'file %p %y %m %u:%g %l\n' | sort
 find /var/lib/docker -mindepth 1 -maxdepth 1 -printf 'file %p\n'
+find /var/lib/systemd/timers -name 'stamp-etcd*' -printf 'file %p\n' 2>/dev/null
 find /run -maxdepth 2 \( -path /run/systemd -o -path /run/user -o -path /run/log -o -path /run/udev \) -prune -o -printf 'file %p\n' | sort
 find /etc -type f -exec sha256sum {} + | sort | sed 's/^/content /'
 systemctl list-unit-files --no-legend --no-pager | awk '{print "unit file", $1, $2}'

@@ -108,6 +108,21 @@ def refusals(
     return found
 
 
+def held(found: Mapping[str, Mapping[str, Any]], broken: str, controller: str) -> dict[str, Mapping[str, Any]]:
+    """Machine -> who holds its lock and must not be disturbed.
+
+    `found`: machine -> result of the module. `broken`: id of a run whose lock is not to be respected. What another run
+    of this `controller` has left there is void: it has ended, as the lock beside the inventory tells.
+    """
+    return {
+        name: holder
+        for name, seen in found.items()
+        if (holder := seen.get("holder"))
+        and holder["id"] != broken
+        and (not controller or holder["controller"] != controller)
+    }
+
+
 def report(problems: Sequence[str]) -> str:
     """All problems as one message."""
     noun = "problem" if len(problems) == 1 else "problems"

@@ -117,6 +117,16 @@ def test_mounts_below_a_directory_deepest_first() -> None:
     assert mounts.below("/var/lib/kubelet", table) == ["/var/lib/kubelet/a/b c", "/var/lib/kubelet/a"]
 
 
+def test_scopes_that_a_kubelet_made() -> None:
+    table = (
+        "init.scope   loaded active running System and Service Manager\n"
+        "run-r1.scope loaded active running Kubernetes systemd probe\n"
+        "run-r2.scope loaded active running Kubernetes transient mount for /var/lib/kubelet/pods/x/volumes/y\n"
+        "run-r3.scope loaded active running /usr/bin/sleep 100\n"
+    )
+    assert removal.kubelet_scopes(table) == ["run-r1.scope", "run-r2.scope"]
+
+
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
     point = tmp_path / "tree" / "pod" / "volume"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kubewright import resets
@@ -72,6 +74,20 @@ def test_who_stays_is_not_broken(limited: list[str], members: list[str], chosen:
     assert len(found) == len(says)
     for problem, words in zip(found, says, strict=True):
         assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("broken", "controller", "machines"),
+    [("", "here", ["m1"]), ("", "", ["m1", "n1"]), ("r1", "here", []), ("r2", "", ["m1"])],
+)
+def test_who_works_on_the_cluster_is_not_disturbed(broken: str, controller: str, machines: list[str]) -> None:
+    found: dict[str, dict[str, Any]] = {
+        "m1": {"holder": {"id": "r1", "controller": "elsewhere"}},
+        "n1": {"holder": {"id": "r2", "controller": "here"}},
+        "n2": {"holder": {}},
+        "n3": {"unreachable": True},
+    }
+    assert list(resets.held(found, broken, controller)) == machines
 
 
 def test_what_is_confirmed_says_whether_data_goes() -> None:

@@ -74,7 +74,7 @@ CATALOGUE = {
     ),
     "flanneld": Leavings("flanneld.service", (CONFLIST,), ("/run/flannel",), ("/etc/cni/net.d", "/etc/cni")),
     # Its service runs only when the timer, which is the component's unit, wants it.
-    "etcd-snapshot": Leavings("etcd-snapshot.service"),
+    "etcd-snapshot": Leavings("etcd-snapshot.service", ("/var/lib/systemd/timers/stamp-etcd-snapshot.timer",)),
     "kube-lb-vip": Leavings("kube-lb-vip.service", ("/run/kube-lb-vip*.pid",)),
     "kube-lb-check": Leavings("kube-lb-check.service"),
     "kube-lb": Leavings("kube-lb.service", (), ("/opt/kubernetes/lb", "/run/kube-lb")),

@@ -130,6 +130,7 @@ class Removal:
         if name == "kubelet":
             yield from _when(processes.within(processes.PODS), Step("end", "pods"))
             yield from self._tree_steps([_kubelet_root()])
+            yield from (Step("scope", unit) for unit in kubelet_scopes(systemd.scopes()))
         if name == "docker":
             yield from _when(processes.within(processes.CONTAINERS), Step("end", "containers"))
             yield from _when(os.path.isdir(_SHIMS), Step("sockets", _SHIMS))
@@ -367,6 +368,15 @@ def _stop(unit: str) -> None:
     systemd.reset_failed(unit)
 
 
+def kubelet_scopes(table: str) -> list[str]:
+    """Scopes that a kubelet made by systemd-run, to ask whether it can and for its mounts. Pure.
+
+    `table`: of `systemd.scopes`. Descriptions are those of k8s.io/mount-utils.
+    """
+    pattern = re.compile(r"(run-\S+\.scope) .* Kubernetes (?:systemd probe|transient mount for .*)")
+    return [found[1] for line in table.splitlines() if (found := pattern.fullmatch(line.rstrip()))]
+
+
 def _kubelet_root() -> str:
     found = re.search(r"--root-dir=(/[^\s\"']+)", files.read("/opt/kubernetes/cfg/kubelet"))
     return found[1].rstrip("/") if found else "/var/lib/kubelet"
@@ -544,6 +554,7 @@ def _drop_state(path: str) -> None:
 
 _COMMANDS: dict[str, Callable[[str], None]] = {
     "reset-failed": systemd.reset_failed,
+    "scope": _stop,
     "device": traces.delete_device,
     "ipset": traces.destroy_ipset,
     "virtual server": traces.delete_virtual_server,

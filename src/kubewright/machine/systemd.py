@@ -36,6 +36,11 @@ def states(units: list[str]) -> dict[str, dict[str, str]]:
     return result
 
 
+def scopes() -> str:
+    """Table of all scopes: name, load state, state, substate, description."""
+    return _run("systemctl", "list-units", "--type=scope", "--all", "--plain", "--no-legend", "--no-pager").stdout
+
+
 def has_failed(state: dict[str, str]) -> bool:
     """Tell whether a unit has failed for good.
 
