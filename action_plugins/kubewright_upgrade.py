@@ -101,9 +101,10 @@ class ActionModule(ActionBase):
                 lines += [f"  pods leave before: {', '.join(one.drain)}"] if one.drain else []
         for line in [] if self._task.args.get("quiet") else lines or [f"{verb}: everything runs as wanted already"]:
             display.display(line)
+        nodes = sum(machine["is_node"] for machine in self._cluster["machines"].values())
         facts = {
             "rounds": [one.facts(machines) for one in rounds],
-            "at_once": self._task.args["nodes_at_once"],
+            "at_once": upgrade.at_once(str(self._task.args["nodes_at_once"]), nodes),
             "lines": lines,
             "check": bool(self._task.check_mode),
         }

@@ -39,6 +39,7 @@ class FilterModule:
             "kubewright_etcd_program": upkeep.program,
             "kubewright_etcd_upkeep": upkeep.told,
             "kubewright_lock_places": runlock.places,
+            "kubewright_other_servers": topology.other_servers,
             "kubewright_outside_url": topology.outside_url,
             "kubewright_proxy_mode": proxymode.mode,
             "kubewright_without": scale.pattern,

@@ -17,6 +17,7 @@ options:
       - remains
       - standing
       - snapshot
+      - keep
       - discard
       - maintain
       - rehearse
@@ -70,6 +71,7 @@ STEPS: dict = {
     "remains": (etcd_restore.remains, True),
     "standing": (etcd_restore.standing, True),
     "snapshot": (etcd_snapshot.lend, False),
+    "keep": (etcd_snapshot.keep, False),
     "discard": (etcd_snapshot.clear_partial, False),
     "rehearse": (etcd_scratch.rehearse, False),
     "salvage": (etcd_scratch.salvage, False),

@@ -28,6 +28,7 @@ _KEYS = {
     "unit",
     "health",
     "member",
+    "peers",
     "images",
 }
 _SYSTEMD = "etc/systemd/system/"
@@ -160,6 +161,7 @@ def expand(
         "unit": unit,
         "health": {"timeout": float(health.get("timeout", 60)), "checks": list(health.get("checks", []))},
         "member": component.get("member"),
+        "peers": [dict(check) for check in component.get("peers", [])],
         "images": images,
     }
     return Declared(wire, contents, sources, str(component.get("input_stage", "pki")))

@@ -29,14 +29,18 @@ _PROOF: Mapping[str, str] = {
     "proxy": "kube-proxy",
 }
 
-_MASTER = ("kube-scheduler", "kube-controller-manager")
+_OTHERS: Mapping[str, str] = {
+    "kube-scheduler": "master",
+    "kube-controller-manager": "master",
+    "kube-lb": "lb",
+    "kube-lb-vip": "lb",
+}
 
 
 def of_component(component: str) -> str:
     """The stage that brings a component; empty for one of no stage."""
-    if component in _MASTER:
-        return "master"
-    return next((stage for stage, proof in _PROOF.items() if proof == component), "")
+    found = (stage for stage, proof in _PROOF.items() if proof == component)
+    return _OTHERS.get(component) or next(found, "")
 
 
 def of_run(run_tags: Collection[str], skip_tags: Collection[str]) -> set[str]:

@@ -160,6 +160,13 @@ class Cluster:
         }
 
 
+def other_servers(cluster: Mapping[str, Any], name: str, ca: str) -> list[dict[str, str]]:
+    """Checks of the API servers but that of the master `name`. `cluster`: the facts; `ca`: path on that master."""
+    own = f"{cluster['machines'][name]['address']}:{cluster['api_port']}"
+    servers = [server for server in cluster["api_servers"] if server != own]
+    return [{"kind": "http", "url": f"https://{server}/readyz", "ca": ca, "expect": "ok"} for server in servers]
+
+
 def outside_url(cluster: Mapping[str, Any], answering: Sequence[str], kubeconfig: str = "") -> str:
     """The API's URL for who is no machine of the cluster.
 

@@ -6,11 +6,13 @@ upgrade: etcd, then for each minor version of Kubernetes the masters, then the n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kubewright import versions
+from kubewright.errors import UserError
 
 # Facts of machines: name -> component -> {artifacts, previous}, each artifact -> {link, version, sha256, stored}.
 Generations = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]]
@@ -292,6 +294,17 @@ def table(found: Sequence[Change]) -> list[str]:
              for (part, name, old, new), names in rows.items()]  # fmt: skip
     widths = [max((len(row[column]) for row in cells), default=0) for column in (0, 1)]
     return [f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in cells]
+
+
+def at_once(wanted: str, nodes: int) -> int:
+    """How many of so many nodes change at the same time; a percentage is rounded down, but to one at least."""
+    match = re.fullmatch(r"([1-9]\d*)(%?)", wanted.strip())
+    if not match or (match[2] and int(match[1]) > 100):
+        raise UserError(
+            f"upgrade_nodes_at_once: {wanted!r} is neither a number of nodes nor a percentage",
+            "write for example '2' or '20%'",
+        )
+    return max(1, nodes * int(match[1]) // 100) if match[2] else int(match[1])
 
 
 def refusal(problems: Sequence[str], what: str) -> str:

@@ -165,6 +165,14 @@ def test_a_snapshot_is_proven_and_restored(living: Member, tmp_path: Path) -> No
         etcd_scratch.rehearse(taken["path"], directory, {}, CONFIG, 1)
 
 
+def test_one_is_kept_before_an_upgrade(living: Member, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(etcd_snapshot, "BEFORE_UPGRADE", str(tmp_path / "s"))
+    for _ in range(2):
+        kept = etcd_snapshot.keep(living.listed, {}, "one")
+    assert names(tmp_path / "s") == ["before-upgrade.db"]
+    assert etcd_snapshot.is_whole(kept["path"])
+
+
 def test_a_disk_that_is_too_small_is_said_before(living: Member, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: 1 << 20)
     with pytest.raises(etcd_snapshot.SnapshotError, match=r"has 1\.0 MiB free, .* are needed for a snapshot of one"):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubewright import components
-from kubewright.machine import api, component, files, generations, health, ready, systemd
+from kubewright.machine import api, component, files, generations, health, placed, ready, systemd
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -24,6 +24,7 @@ class Machine:
         monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
         monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
         monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "before"))
+        monkeypatch.setattr(placed, "PLACED", str(tmp_path / "placed.json"))
         monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "digests.json"),))
         active = {"ActiveState": "active", "UnitFileState": "enabled"}
         monkeypatch.setattr(systemd, "states", lambda units: dict.fromkeys(units, active))
@@ -47,7 +48,7 @@ class Machine:
     def is_bad(self) -> bool:
         return "bad" in self.binary() + self.flags.read_text()
 
-    def bring(self, version: str, flags: str, content: str = "") -> dict[str, Any]:
+    def bring(self, version: str, flags: str, content: str = "", **more: Any) -> dict[str, Any]:
         """What the engine answers for this version of the service and these flags."""
         artifact = self.root / f"artifact-{version}"
         artifact.write_text(content or f"tool {version}")
@@ -56,6 +57,7 @@ class Machine:
             "name": "x",
             "binaries": {"tool": str(self.link)},
             "files": [{"path": str(self.flags), "content": flags}],
+            **more,
         }
         declared = components.expand(spec, lambda name: name, known)
         declared.wire["unit"] = "x.service"
@@ -150,6 +152,24 @@ def test_records_of_before_say_their_versions_by_the_store(machine: Machine) -> 
     assert generations.artifacts(machine.record(), component.STORE) == record["artifacts"]
     machine.bring("2", "a")
     assert machine.record()["previous"] == record["artifacts"]
+
+
+def test_the_last_one_that_answers_is_not_interrupted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(component, "_PEER_SECONDS", 0)
+    monkeypatch.setattr(component, "_PEER_POLL_SECONDS", 0)
+    own, other = machine.root / "own-answers", machine.root / "other-answers"
+    gates = {
+        "health": {"checks": [{"kind": "exists", "path": str(own)}]},
+        "peers": [{"kind": "exists", "path": str(other)}],
+    }
+    assert machine.bring("1", "a", **gates)["refusal"] == "", "one that answers nobody can be interrupted"
+    own.touch()
+    refused = machine.bring("2", "a", **gates)["refusal"]
+    assert refused.startswith(f"restarting x here would leave none that answers: {other} does not exist. Nothing was")
+    assert machine.binary() == "tool 1"
+    other.touch()
+    assert machine.bring("2", "a", **gates)["refusal"] == ""
+    assert machine.binary() == "tool 2"
 
 
 def test_the_picture_is_for_root_only(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,12 @@ def test_the_administrator_keeps_a_master_that_answers() -> None:
     assert topology.outside_url(build_ha().facts(), ["master02"], present) == "https://192.168.80.100:6443"
 
 
+def test_the_other_api_servers_of_a_master() -> None:
+    [other] = topology.other_servers(build_ha().facts(), "master02", "/ca.pem")
+    assert (other["url"], other["ca"]) == ("https://192.168.80.10:6443/readyz", "/ca.pem")
+    assert topology.other_servers(build().facts(), "master01", "/ca.pem") == []
+
+
 def test_masters_as_nodes_are_tainted_unless_they_are_nodes_anyway() -> None:
     master = build(kube_masters_are_nodes=True).machine("master01")
     assert (master.is_node, master.is_tainted) == (True, True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kubewright import stages, upgrade, versions
+from kubewright.errors import UserError
 
 _PARTS = {
     "kube-apiserver": "kube-apiserver",
@@ -196,9 +197,21 @@ def test_no_way_back() -> None:
     assert "is no longer in /opt/kubewright/store there" in refused[0]
 
 
+@pytest.mark.parametrize(("asked", "nodes", "number"), [("3", 2, 3), ("20%", 10, 2), ("20%", 9, 1), ("1%", 9, 1)])
+def test_how_many_at_once(asked: str, nodes: int, number: int) -> None:
+    assert upgrade.at_once(asked, nodes) == number
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "half", "101%", "1.5", ""])
+def test_how_many_at_once_is_a_number(asked: str) -> None:
+    with pytest.raises(UserError, match=f"upgrade_nodes_at_once: '{asked}' is neither a number"):
+        upgrade.at_once(asked, 3)
+
+
 def test_components_have_stages() -> None:
     assert stages.of_component("kube-scheduler") == "master"
     assert stages.of_component("kubelet") == "bootstrap"
+    assert stages.of_component("kube-lb-vip") == "lb"
     assert stages.of_component("nginx") == ""
 
 

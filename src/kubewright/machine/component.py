@@ -15,6 +15,7 @@ Declaration of one component (all paths absolute):
   unit         name of the systemd unit, or ""
   health       {timeout, checks}
   member       the endpoint {url, ca, cert, key} of this machine's etcd member, for a component that is one, or none
+  peers        checks of this service on other machines, one of which must pass before it is interrupted here, or none
   images       [{reference, id, sha256}]   archives to load into Docker once the component's service answers
 """
 
@@ -34,6 +35,9 @@ STORE = "/opt/kubewright/store"
 RECORDS = "/var/lib/kubewright/components"
 UNITS = "/etc/systemd/system/"
 _CHECK_SECONDS = 20
+# For a peer that is just being started.
+_PEER_SECONDS = 20.0
+_PEER_POLL_SECONDS = 1.0
 
 
 def store_path(binary: dict[str, Any]) -> str:
@@ -342,7 +346,28 @@ def _refusal(components: list[dict[str, Any]], contents: dict[str, str], found: 
                 continue  # without an answer there is no quorum that could be lost
             if reason:
                 return reason
+        if finding["restart"] and finding["running"] and component["peers"]:
+            reason = _alone(component)
+            if reason:
+                return reason
     return ""
+
+
+def _alone(declared: dict[str, Any]) -> str:
+    """Why a service must not be interrupted that answers while none of its peers does; empty when it may."""
+    if any(health.probe(check) for check in declared["health"]["checks"]):
+        return ""
+    deadline = time.monotonic() + _PEER_SECONDS
+    while True:
+        reasons = [health.probe(check) for check in declared["peers"]]
+        if not all(reasons):
+            return ""
+        if time.monotonic() > deadline:
+            return (
+                f"restarting {declared['name']} here would leave none that answers: {'; '.join(reasons)}. Nothing was "
+                "changed here. Bring one of the others up first"
+            )
+        time.sleep(_PEER_POLL_SECONDS)
 
 
 def apply_all(components: list[dict[str, Any]], contents: dict[str, str], staged: dict[str, str]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _DIGEST = hashlib.sha256().digest_size
 _MARGIN = 64 << 20
 # Of a file that is being written; whoever comes next removes what an interrupted one left.
 PARTIAL = ".partial-"
+# What etcd held before an upgrade of its members.
+BEFORE_UPGRADE = "/var/lib/kubewright/snapshots"
 
 
 class SnapshotError(Exception):
@@ -192,6 +194,14 @@ def look(members: list[dict[str, str]], tls: dict[str, str], directory: str) -> 
 def lend(members: list[dict[str, str]], tls: dict[str, str], directory: str, near: str, owner: str) -> dict[str, Any]:
     """`take` one of members as they are now, for the user `owner` to fetch, who need not be root."""
     return hand_to(owner, take(etcd_status.survey(members, tls), tls, directory, near))
+
+
+def keep(members: list[dict[str, str]], tls: dict[str, str], near: str) -> dict[str, Any]:
+    """`take` one of members as they are now, and let it stay in BEFORE_UPGRADE until the next one."""
+    taken = take(etcd_status.survey(members, tls), tls, BEFORE_UPGRADE, near)
+    path = f"{BEFORE_UPGRADE}/before-upgrade.db"
+    os.replace(taken["path"], path)
+    return {**taken, "path": path}
 
 
 def hand_to(owner: str, taken: dict[str, Any]) -> dict[str, Any]:
