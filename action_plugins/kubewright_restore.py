@@ -113,6 +113,8 @@ class ActionModule(ActionBase):
             left = remains.get(source)
             if not left or not left["data"]:
                 raise UserError("\n  ".join([f"{source} has no data to restore from; there are", *lines]))
+            if left["lacks"]:
+                raise UserError(f"{source}: {left['lacks']}")
             size, plan["machine"] = int(left["size"]), source
             what = f"the data of {source}"
         else:

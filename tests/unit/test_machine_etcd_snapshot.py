@@ -202,6 +202,22 @@ def test_what_a_dead_member_holds_is_salvaged_from_its_log(living: Member, tmp_p
     assert names(tmp_path / "s") == [Path(taken["path"]).name]
 
 
+def test_room_for_a_dead_members_data_is_looked_at_before(
+    living: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    living.stop()
+    room = etcd_scratch.salvage_room(str(living.data))
+    aside = living.data / "member.before-20200101T000000Z"
+    aside.mkdir()
+    (aside / "db").write_bytes(b"page" * 1024)
+    assert etcd_scratch.salvage_room(str(living.data)) == room > 0
+    arguments = (str(living.data), "https://192.0.2.1:2379", str(tmp_path / "s"))
+    monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: room + (64 << 20))
+    assert etcd_restore.remains(*arguments)["lacks"] == ""
+    monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: room + (64 << 20) - 1)
+    assert "are needed for a copy of the data" in etcd_restore.remains(*arguments)["lacks"]
+
+
 def test_a_restore_that_was_interrupted_moves_nothing_aside_twice(
     living: Member, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +237,7 @@ def test_a_restore_that_was_interrupted_moves_nothing_aside_twice(
         with pytest.raises(KeyboardInterrupt):
             etcd_restore.place(taken["path"], taken["sha256"], data, identity, "FIRST")
     assert not Path(data, "member").exists()
-    assert etcd_restore.remains(data, "")["interrupted"]
+    assert etcd_restore.remains(data, "", data)["interrupted"]
     for _ in range(2):
         done = etcd_restore.place(taken["path"], taken["sha256"], data, identity, "SECOND")
         assert done["moved"] == f"{data}/member.before-FIRST"

@@ -69,8 +69,9 @@ def finish(data: str) -> None:
         os.unlink(path)
 
 
-def remains(data: str, url: str) -> dict[str, Any]:
-    """What a member has that may not answer: {data, interrupted, written (seconds of the epoch), size, revision}.
+def remains(data: str, url: str, staging: str) -> dict[str, Any]:
+    """What a member has that may not answer: {data, interrupted, written (seconds of the epoch), size, revision,
+    lacks: why `staging` has no room for a snapshot of this data, or empty}.
 
     `revision` is None where only stopping the member would tell; `url` is its client URL, whose lock on the database
     is held while it runs.
@@ -84,8 +85,16 @@ def remains(data: str, url: str) -> dict[str, Any]:
         "written": None,
         "size": 0,
         "revision": None,
+        "lacks": "",
     }
     if found["data"]:
+        # A member that runs removes files while they are counted.
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                room = etcd_scratch.salvage_room(data)
+                etcd_snapshot.need_room(staging, room, "a copy of the data and a snapshot of it")
+            except etcd_snapshot.SnapshotError as error:
+                found["lacks"] = str(error)
         log = os.path.join(data, "member", "wal")
         times = [os.stat(database).st_mtime]
         times += [os.stat(os.path.join(log, name)).st_mtime for name in os.listdir(log) if name.endswith(".wal")]

@@ -181,13 +181,18 @@ def rehearse(snapshot: str, parent: str, tls: dict[str, Any], flannel_config: st
     return {"keys": keys, "revision": seen, "samples": told, "seconds": round(time.monotonic() - begin, 2)}
 
 
+def salvage_room(data: str) -> int:
+    """Bytes that `salvage` needs for a member's data; what restores before have moved aside is not copied."""
+    places = os.walk(os.path.join(data, "member"))
+    return 2 * sum(os.path.getsize(os.path.join(place, name)) for place, _, names in places for name in names)
+
+
 def salvage(data: str, directory: str, tls: dict[str, Any], owner: str) -> dict[str, Any]:
     """Snapshot of what a stopped member holds, also what is in its log only; as `etcd_snapshot.lend` into `directory`.
 
     It comes from a copy: the member's own data stays as it is.
     """
-    size = sum(os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(data) for name in names)
-    etcd_snapshot.need_room(directory, 2 * size, "a copy of the data and a snapshot of it")
+    etcd_snapshot.need_room(directory, salvage_room(data), "a copy of the data and a snapshot of it")
     with scratch(directory) as path:
         copy = os.path.join(path, "data")
         os.mkdir(copy, 0o700)
