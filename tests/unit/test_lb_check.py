@@ -141,7 +141,9 @@ def test_what_is_ready_is_what_nginx_reads(servers: list[_Server], pki: Path, tm
     assert lb_check.servers(now.read_text()) == [("127.0.0.1", servers[1].port)]
     assert (tmp_path / "asked").read_text().splitlines()[-1] == f"-c {live}/nginx.conf -s reload"
 
+    keeper.changed.clear()
     servers[0].status = 200
+    assert keeper.changed.wait(5), "nobody waits for the next round"
     _until(lambda: keeper.round() and now.read_text() == lines)
     # A master that is taken out of the inventory.
     (base / "upstreams.conf").write_text(lines.splitlines(keepends=True)[0])

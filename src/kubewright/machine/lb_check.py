@@ -25,7 +25,7 @@ import time
 
 # A server is out after so many failures in a row, and back after so many successes.
 _FALL, _RISE = 2, 2
-_TRY_SECONDS = 2.0
+_TRY_SECONDS = 1.5
 # nginx may pick a server that has just failed: the next try gets another one.
 _THROUGH_TRIES = 3
 # Without an anonymous user the API server asks who we are: alive, and more cannot be known.
@@ -85,12 +85,12 @@ def ask(host: str, port: int, ca: str, timeout: float) -> tuple[int, str]:
 class Watcher(threading.Thread):
     """Asks one server for ever, so that a slow one delays no other."""
 
-    def __init__(self, host: str, port: int, ca: str, interval: float) -> None:
+    def __init__(self, server: tuple[str, int], ca: str, interval: float, changed: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.server = (host, port)
+        self.server = server
         self.memory = Memory()
         self.stopped = threading.Event()
-        self._ca, self._interval = ca, interval
+        self._ca, self._interval, self._changed = ca, interval, changed
 
     def run(self) -> None:
         """Ask until `stopped` is set."""
@@ -101,6 +101,7 @@ class Watcher(threading.Thread):
             after = self.memory.learn(not reason)
             if after != before:
                 say(f"{self.server[0]}:{self.server[1]} is {'ready' if after else 'out: ' + reason}")
+                self._changed.set()
             self.stopped.wait(max(0.0, self._interval - (time.monotonic() - begin)))
 
 
@@ -140,6 +141,8 @@ class Keeper:
     """Brings LIVE/upstreams.conf to what is ready."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        # Some server is another one than at the last round.
+        self.changed = threading.Event()
         self._options = options
         self._watchers: dict[tuple[str, int], Watcher] = {}
         self._base = f"{options.base}/upstreams.conf"
@@ -151,10 +154,10 @@ class Keeper:
         wanted = servers(read(self._base))
         for server in [server for server in self._watchers if server not in wanted]:
             self._watchers.pop(server).stopped.set()
-        for host, port in wanted:
-            if (host, port) not in self._watchers:
-                watcher = Watcher(host, port, self._options.ca, self._options.interval)
-                self._watchers[host, port] = watcher
+        for server in wanted:
+            if server not in self._watchers:
+                watcher = Watcher(server, self._options.ca, self._options.interval, self.changed)
+                self._watchers[server] = watcher
                 watcher.start()
         return list(self._watchers.values())
 
@@ -241,10 +244,11 @@ def main() -> None:
     told = False
     while True:
         begin = time.monotonic()
+        keeper.changed.clear()
         complete = keeper.round()
         tell_systemd("WATCHDOG=1" + ("\nREADY=1" if complete and not told else ""))
         told = told or complete
-        time.sleep(max(0.05, (options.interval if complete else 0.1) - (time.monotonic() - begin)))
+        keeper.changed.wait(max(0.05, (options.interval if complete else 0.1) - (time.monotonic() - begin)))
 
 
 if __name__ == "__main__":
