@@ -141,11 +141,7 @@ class ActionModule(ActionBase):
     def _variable_problems(self, names: list[str], role: Path) -> tuple[list[str], bool, dict[str, dict[str, Any]]]:
         """All problems, whether some are values that nothing can be computed from, and the values of the hosts."""
         by_role = {path.name: _specs(path) for path in sorted(role.parent.iterdir()) if path.is_dir()}
-        specs = {
-            **variables.HOST_SPECS,
-            **variables.COMMAND_SPECS,
-            **{k: v for found in by_role.values() for k, v in found.items()},
-        }
+        specs = {**variables.HOST_SPECS, **{k: v for found in by_role.values() for k, v in found.items()}}
         used: dict[str, list[str]] = {}
         values: dict[str, dict[str, Any]] = {}
         wrong: list[str] = []

@@ -15,10 +15,6 @@ HOST_SPECS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# Said on the command line, never kept.
-COMMAND_SPECS: Mapping[str, Mapping[str, Any]] = {"confirm": {"type": "str"}}
-
-
 def misspelt(used: Mapping[str, Collection[str]], known: Collection[str], prefixes: Collection[str]) -> list[str]:
     """Names that are nearly ours, or have a prefix of ours. `used`: variable -> hosts that set it."""
     found = []
