@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from kubewright import matrix
 from kubewright.errors import UserError
+from kubewright.machine.api import collection_path
 
 NAMESPACE = "kubewright-load"
 _INTERVAL = 0.1  # seconds between two writes
@@ -175,41 +177,11 @@ def patiently(api: Api, method: str, path: str, body: Any = None, good: Sequence
 
 
 def objects(token: str, image: str, *, with_pods: bool) -> list[tuple[str, dict[str, Any]]]:
-    """(path, manifest) of the namespace, and of pods on all nodes whose environment tells who they are."""
-    found: list[tuple[str, dict[str, Any]]] = [
-        (f"/api/v1/namespaces/{NAMESPACE}", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    ]
-    if with_pods:
-        fields = {"NODE": "spec.nodeName", "POD_IP": "status.podIP"}
-        environment: list[dict[str, Any]] = [{"name": "LOAD", "value": token}]
-        environment += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
-        container = {
-            "name": "load",
-            "image": image,
-            "imagePullPolicy": "IfNotPresent",
-            # The first process of a container ignores SIGTERM unless it traps it.
-            "command": ["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"],
-            "env": environment,
-        }
-        labels = {"app": "load"}
-        specification = {
-            "containers": [container],
-            "terminationGracePeriodSeconds": 0,
-            "automountServiceAccountToken": False,
-            "tolerations": [{"operator": "Exists"}],
-        }
-        found.append(
-            (
-                f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/load",
-                {
-                    "apiVersion": "apps/v1",
-                    "kind": "DaemonSet",
-                    "metadata": {"name": "load"},
-                    "spec": {
-                        "selector": {"matchLabels": labels},
-                        "template": {"metadata": {"labels": labels}, "spec": specification},
-                    },
-                },
-            )
-        )
-    return found
+    """(path, manifest) of the namespace, and of the pods of the ping matrix, whose environment tells who they are."""
+    namespace, pods, _service = matrix.manifests(NAMESPACE, image)
+    fields = {"NODE": "spec.nodeName", "POD_IP": "status.podIP"}
+    environment: list[dict[str, Any]] = [{"name": "LOAD", "value": token}]
+    environment += [{"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()]
+    pods["spec"]["template"]["spec"]["containers"][0]["env"] = environment
+    wanted = [namespace, pods] if with_pods else [namespace]
+    return [(f"{collection_path(one, {})}/{one['metadata']['name']}", one) for one in wanted]

@@ -58,8 +58,9 @@ def answered(packet: bytes) -> tuple[int, int] | None:
 
 @dataclass
 class Pair:
-    """What became of the requests of one pod to another; times are monotonic."""
+    """What became of the requests of one pod to another; times are monotonic. `identifier`: in its requests."""
 
+    identifier: int = 0
     sent: int = 0
     lost: int = 0
     longest_gap: float = 0.0
@@ -197,12 +198,12 @@ class Pinger(threading.Thread):
                     continue
                 key = (source, target)
                 if key not in self.pairs:
-                    self.pairs[key] = Pair()
+                    self.pairs[key] = Pair(len(self.pairs) + 1)
                     self._identifiers[len(self.pairs)] = key
-                identifier = next(number for number, one in self._identifiers.items() if one == key)
-                sequence = self.pairs[key].send(time.monotonic())
+                pair = self.pairs[key]
+                sequence = pair.send(time.monotonic())
                 try:
-                    opened.sendto(request(identifier, sequence), (pod.address, 0))
+                    opened.sendto(request(pair.identifier, sequence), (pod.address, 0))
                 except OSError:
                     continue  # no route, for example: it stays without an answer
 
