@@ -270,6 +270,14 @@ def test_an_own_lease_that_was_deleted_at_the_start_is_not_complained_about(
     ]
 
 
+def test_of_several_own_keys_that_fit_the_first_is_taken_whatever_the_order_of_writing(net: Net) -> None:
+    names = [f"10.244.{number}.0-24" for number in range(20, 28)]
+    for name in (*names[4:], *names[:4]):
+        net.put(f"subnets/{name}", value("192.168.63.8"), 100)
+    for _ in range(3):
+        assert net.manager().join(net, "192.168.63.8") == names[0]
+
+
 def test_what_etcd_has_written_after_all_is_not_written_again(net: Net) -> None:
     manager = net.manager(timing=Timing(ttl=30, announce_first=60))
     key = manager.join(net, "192.168.66.1", "aa")

@@ -110,7 +110,7 @@ class EtcdV2Client:
 
         try:
             answer = self._transport.call(
-                self._request("list", "GET", prefix, "?recursive=true&quorum=true", LIST_TIMEOUT)
+                self._request("list", "GET", prefix, "?recursive=true&sorted=true&quorum=true", LIST_TIMEOUT)
             )
         except EtcdError as error:
             if error.code == KEY_NOT_FOUND and isinstance(error, _RefusedError):
