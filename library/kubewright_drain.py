@@ -59,6 +59,11 @@ options:
     description: Whether there may be no node of this name; nothing is done then.
     type: bool
     default: false
+  before:
+    description: Nodes that were drained for the same end; when this one cannot be, they take pods again, too.
+    type: list
+    elements: str
+    default: []
 author: kubewright
 """
 
@@ -96,7 +101,7 @@ def _drained(module: AnsibleModule, one: drain.Drain, node: dict) -> None:
     if module.check_mode:
         going = sorted(map(drain.title, drain.leaving(one.pods(), rules)))
     else:
-        going = sorted(one.drain(node, p["timeout"], rules))
+        going = sorted(one.drain(node, p["timeout"], rules, p["before"]))
     cordons = not node["spec"].get("unschedulable")
     lines = [f"cordon {p['node']}"] * cordons + [f"evict {name}" for name in going]
     changed = bool(going or cordons)
@@ -126,6 +131,7 @@ def main() -> None:
             "unmanaged": {"type": "bool", "default": False},
             "force": {"type": "bool", "default": False},
             "absent_ok": {"type": "bool", "default": False},
+            "before": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )

@@ -109,6 +109,16 @@ def test_after_the_timeout_the_node_takes_pods_again_and_the_budget_is_named() -
     assert not api_.node["spec"]["unschedulable"]
 
 
+@pytest.mark.parametrize("web", [pod("web"), pod("web", "")])
+def test_nodes_that_were_drained_before_take_pods_again_as_well(web: dict[str, Any]) -> None:
+    api_ = Api([web], refusals=10_000)
+    # One node of the table is all nodes.
+    api_.node = {"metadata": {"annotations": {drain.MARK: "drain"}}, "spec": {"unschedulable": True}}
+    with pytest.raises(drain.DrainError, match="node01 takes pods again"):
+        drain.Drain(api_, "node02", "v1").drain(api_.node, 0.05, drain.Rules(), ["node01"])
+    assert ("PATCH", "/api/v1/nodes/node01") in api_.asked
+
+
 def test_a_node_that_a_person_cordoned_stays_cordoned() -> None:
     api_ = Api([pod("web")], refusals=10_000)
     api_.node["spec"]["unschedulable"] = True

@@ -8,7 +8,7 @@ cordons it marks with an annotation, and it uncordons nothing else.
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 from urllib.parse import quote
 
 from . import api
@@ -200,23 +200,30 @@ class Drain:
                 raise DrainError(f"not all pods had left {self._node} after {timeout:g} s: {why}")
             time.sleep(_POLL_SECONDS)
 
-    def drain(self, node: dict[str, Any], timeout: float, rules: Rules) -> list[str]:
-        """Cordon and evict; NAMESPACE/NAME of the pods that have gone.
+    def drain(self, node: dict[str, Any], timeout: float, rules: Rules, before: Sequence[str] = ()) -> list[str]:
+        """Cordon and evict; NAMESPACE/NAME of the pods that have gone. `before`: nodes drained for the same end.
 
         Nothing is done when a pod may not go. When not all have gone after `timeout` seconds, DrainError says which and
-        what held them up, and a node that kubewright cordoned, now or in a run before, takes pods again.
+        what held them up, and nodes that kubewright cordoned, this one and those `before`, take pods again.
         """
-        leaving(self.pods(), rules)
+        others = [Drain(self._connect, name, self._policy) for name in before]
+        try:
+            leaving(self.pods(), rules)
+        except DrainError as error:
+            raise DrainError(". ".join([str(error), *(one.withdraw() for one in others)])) from error
         self.cordon(node)
         try:
             return self._wait(timeout, rules)
         except (DrainError, api.ApiError) as error:
-            raise DrainError(f"{error}. {self._withdraw()}") from error
+            raise DrainError(". ".join([str(error), *(one.withdraw() for one in [self, *others])])) from error
 
-    def _withdraw(self) -> str:
+    def withdraw(self) -> str:
+        """Take the cordon back, if it is kubewright's; in words, how the node is now."""
         try:
             now = self.node()
-            if now is not None and self.uncordon(now):
+            if now is None:
+                return f"there is no node {self._node}"
+            if self.uncordon(now):
                 return f"{self._node} takes pods again"
         except api.ApiError as error:
             return f"{self._node} is still cordoned: {error}"
