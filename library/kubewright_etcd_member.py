@@ -31,7 +31,7 @@ options:
     type: str
     required: true
   peer_url:
-    description: Where the other members reach it; with C(absent) only to find one that has never started.
+    description: Where the other members reach it; with C(absent) only for one that never started: it has no name.
     type: str
     default: ""
   state:
@@ -59,6 +59,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+found:
+  description: With C(absent), whether it was a member.
+  type: bool
+  returned: success
 initial_cluster:
   description: The members of now as ETCD_INITIAL_CLUSTER, with which this one can start.
   type: str
@@ -119,6 +123,7 @@ def main() -> None:
     outlook = etcd_members.outlook(members)
     module.exit_json(
         changed=changed,
+        found=changed and p["state"] == "absent",
         initial_cluster=etcd_members.initial_cluster(members, p["name"], p["peer_url"]),
         members=[member.title for member in members],
         outlook=outlook,

@@ -39,6 +39,11 @@ options:
     description: Address of the machine; empty where it is not known, that of the node is taken then.
     type: str
     default: ""
+  kept:
+    description: Addresses of machines that stay; a lease of one of them is left alone.
+    type: list
+    elements: str
+    default: []
 author: kubewright
 """
 
@@ -60,6 +65,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+found:
+  description: Whether there was anything.
+  type: bool
+  returned: success
 forgotten:
   description: What was deleted.
   type: list
@@ -82,6 +91,7 @@ def main() -> None:
             "prefix": {"type": "str", "required": True},
             "node_name": {"type": "str", "required": True},
             "address": {"type": "str", "default": ""},
+            "kept": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -91,11 +101,14 @@ def main() -> None:
     try:
         client = api.Client(p["server"], p["ca"], p["cert"], p["key"])
         endpoints = [{**tls, "url": url} for url in p["etcd"]["urls"]]
-        done = forget.forget(client, endpoints, machine, p["prefix"], module.check_mode)
+        done = forget.forget(client, endpoints, machine, p["prefix"], p["kept"], module.check_mode)
     except (api.ApiError, etcd.EtcdError, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
-        changed=bool(done), forgotten=done, diff={"prepared": "".join(f"delete {line}\n" for line in done)}
+        changed=bool(done),
+        found=bool(done),
+        forgotten=done,
+        diff={"prepared": "".join(f"delete {line}\n" for line in done)},
     )
 
 

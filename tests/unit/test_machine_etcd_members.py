@@ -65,6 +65,19 @@ def test_who_may_join() -> None:
     )
     assert "has a member m3 already" in etcd_members.addition_refusal([ONE, TWO, THREE], "m3", url)
     assert "m2 has joined as a learner" in etcd_members.addition_refusal([ONE, member("m2", learner=True)], "m4", url)
+    # It can be taken out by the only name that it has.
+    unstarted = Member("99", "", ("https://192.0.2.5:2380",), (), True, False)
+    said = etcd_members.addition_refusal([ONE, unstarted], "m4", url)
+    assert "remove.yml -e machine=192.0.2.5," in said
+    assert etcd_members.find([ONE, unstarted], "192.0.2.5", "192.0.2.5") == unstarted
+
+
+def test_a_member_that_inherited_an_address_is_not_the_one_that_left() -> None:
+    assert etcd_members.find([ONE, TWO], "m0", "192.0.2.1") is None
+    assert etcd_members.find([ONE, TWO], "m2", "192.0.2.1") == TWO
+    unstarted = Member("99", "", ("https://192.0.2.5:2380",), (), True, False)
+    assert etcd_members.find([ONE, unstarted], "") is None
+    assert etcd_members.at([ONE, TWO], "https://192.0.2.2:2379") == TWO
 
 
 def test_the_first_start_names_exactly_the_members_that_there_are() -> None:
@@ -164,3 +177,12 @@ def test_a_member_that_would_take_the_quorum_along_stays(start: Start) -> None:
     second.wait(20)
     with pytest.raises(etcd_members.MembershipError, match="no quorum: not healthy of 2 members: m1, m2"):
         etcd_members.remove([endpoint(1)], "m2", "", 20, False)
+
+
+def test_only_where_nobody_answers_is_the_stage_named(start: Start) -> None:
+    start(1, f"m1={peer(1)}", "new")
+    with pytest.raises(etcd.EtcdError, match="member not found") as refused:
+        etcd.first_answer([endpoint(1)], lambda one: etcd.ask(one, "/v3/cluster/member/remove", {"ID": "7"}))
+    assert "--tags" not in str(refused.value)
+    with pytest.raises(etcd.EtcdError, match="run --tags etcd first"):
+        etcd.first_answer([endpoint(9)], etcd.members)

@@ -99,13 +99,15 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
 
 def first_answer(endpoints: list[dict[str, Any]], ask: Callable[[dict[str, Any]], _Answer]) -> _Answer:
     """What `ask` gets from the first member that answers it; EtcdError with the words of all when none does."""
-    reasons = []
+    errors = []
     for endpoint in endpoints:
         try:
             return ask(endpoint)
         except EtcdError as error:
-            reasons.append(str(error))
-    raise EtcdError(f"{'; '.join(reasons)}; run --tags etcd first")
+            errors.append(error)
+    # A refusal is an answer: etcd runs.
+    hint = "" if any(isinstance(error, RefusedError) for error in errors) else "; run --tags etcd first"
+    raise EtcdError(f"{'; '.join(map(str, errors))}{hint}")
 
 
 def write_once(

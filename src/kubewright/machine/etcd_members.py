@@ -57,9 +57,9 @@ def voting(members: list[Member]) -> list[Member]:
 
 
 def find(members: list[Member], name: str, address: str = "") -> Member | None:
-    """The member of this name, else the one that the others reach at this address."""
-    named = [m for m in members if m.name == name]
-    placed = [m for m in members if address and address in map(host, m.peers)]
+    """The member of this name, else one that has never started, and so has no name, with this address."""
+    named = [m for m in members if name and m.name == name]
+    placed = [m for m in members if not m.name and address and address in map(host, m.peers)]
     return next(iter(named + placed), None)
 
 
@@ -77,9 +77,13 @@ def addition_refusal(members: list[Member], name: str, peer_url: str) -> str:
             f"the cluster has a member {name} already, at {', '.join(same.peers)} and not at {peer_url}: "
             "remove that one first"
         )
-    learners = [m.title for m in members if m.learner]
+    learners = [m for m in members if m.learner]
     if learners:
-        return f"{', '.join(learners)} has joined as a learner and is not promoted yet: finish or remove that one first"
+        who = [m.name or ", ".join(map(host, m.peers)) for m in learners]
+        return (
+            f"{', '.join(who)} has joined as a learner and is not promoted yet: finish that first, or take it out: "
+            f"playbooks/ops/remove.yml -e machine={who[0]}, with -e dead=true when that machine is gone"
+        )
     after = len(voters) + 1
     if healthy + 1 < quorum(after):
         return (
@@ -172,7 +176,7 @@ def join(
     """
     deadline = time.monotonic() + timeout
     members = list_members(endpoints)
-    if _at(members, peer_url):
+    if at(members, peer_url):
         return False, members
     refusal = addition_refusal(members, name, peer_url)
     if refusal:
@@ -183,12 +187,13 @@ def join(
         _ask(endpoints, "/v3/cluster/member/add", {"peerURLs": [peer_url], "isLearner": True}, deadline)
     except etcd.EtcdError:
         # An answer that was lost is no refusal.
-        if not _at(list_members(endpoints), peer_url):
+        if not at(list_members(endpoints), peer_url):
             raise
     return True, list_members(endpoints)
 
 
-def _at(members: list[Member], peer_url: str) -> Member | None:
+def at(members: list[Member], peer_url: str) -> Member | None:
+    """The member that the others reach at the address of this URL."""
     return next((m for m in members if host(peer_url) in map(host, m.peers)), None)
 
 
@@ -199,7 +204,7 @@ def promote(endpoints: list[dict[str, Any]], peer_url: str, timeout: float, chec
     """
     deadline = time.monotonic() + timeout
     members = list_members(endpoints)
-    member = _at(members, peer_url)
+    member = at(members, peer_url)
     if member is None:
         if check:
             return True, members
@@ -211,7 +216,7 @@ def promote(endpoints: list[dict[str, Any]], peer_url: str, timeout: float, chec
     try:
         _ask(endpoints, "/v3/cluster/member/promote", {"ID": member.id}, deadline)
     except etcd.EtcdError as error:
-        now = _at(list_members(endpoints), peer_url)
+        now = at(list_members(endpoints), peer_url)
         if now is None or now.learner:
             raise MembershipError(
                 f"{member.title} stays a learner, which takes part in no vote: not promoted within {timeout:g} s: "
@@ -245,7 +250,7 @@ def remove(
     try:
         _ask(others, "/v3/cluster/member/remove", {"ID": member.id}, deadline)
     except etcd.EtcdError:
-        if find(list_members(others), member.name, address):
+        if member.id in [m.id for m in list_members(others)]:
             raise
     return True, list_members(others)
 

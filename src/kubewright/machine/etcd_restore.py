@@ -116,7 +116,7 @@ def standing(members: list[dict[str, str]], tls: dict[str, str], name: str) -> d
     own = next(one for one in seen if one["name"] == name)
     others = [etcd_status.endpoint(tls, one["url"]) for one in seen if one["name"] != name]
     listed = etcd_members.list_members(others)
-    member = etcd_members.find(listed, name, etcd_members.host(own["url"]))
+    member = etcd_members.find(listed, name) or etcd_members.at(listed, own["url"])
     if member is None:
         return {"state": "join", "refusal": ""}
     if member.learner:

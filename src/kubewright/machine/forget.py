@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from functools import partial
-from typing import Any
+from typing import Any, Collection
 
 from . import api, etcd
 
@@ -46,11 +46,17 @@ def address_of(node: dict[str, Any]) -> str:
 
 
 def forget(
-    client: api.Client, endpoints: list[dict[str, Any]], machine: dict[str, str], prefix: str, check: bool
+    client: api.Client,
+    endpoints: list[dict[str, Any]],
+    machine: dict[str, str],
+    prefix: str,
+    kept: Collection[str],
+    check: bool,
 ) -> list[str]:
     """Delete what there is; lines that say what. `machine`: {node_name, address}, where the address may be unknown.
 
-    With `check` nothing is deleted.
+    `kept`: addresses of machines that stay; one of them may have inherited that of the one that left. With `check`
+    nothing is deleted.
     """
     done = []
     path = f"/api/v1/nodes/{machine['node_name']}"
@@ -59,7 +65,8 @@ def forget(
         raise api.ApiError(f"GET {path}: {status} {node.get('message')}")
     address = machine["address"] or (address_of(node) if status == 200 else "")
     # The lease first: with the node gone, nobody would know any more whose it was.
-    keys = etcd.first_answer(endpoints, lambda endpoint: leases(endpoint, prefix, address))
+    gone = "" if address in kept else address
+    keys = etcd.first_answer(endpoints, lambda endpoint: leases(endpoint, prefix, gone))
     for key in keys:
         if not check:
             etcd.first_answer(endpoints, partial(_delete, key))
