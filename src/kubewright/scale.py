@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from kubewright import stages as stages_of_site
 from kubewright.errors import UserError
 
 GROUPS = ("etcd", "kube_master", "kube_node", "lb")
 # Whole stages of a machine that is added; `hosts` is the part of sysprep that concerns the names of the others.
 _OWN = ("sysprep", "pki")
+# Stages that only machines go through that are added.
+_NEWCOMERS = ("docker", "verify")
+# Of machines that are gone from the inventory, too. Everything else that Ansible takes for hosts is a pattern.
+_NAME = re.compile(r"[A-Za-z0-9][-.\w]*", re.ASCII)
 Machines = Mapping[str, Mapping[str, Any]]
 
 
@@ -30,12 +37,71 @@ def without(groups: Mapping[str, Sequence[str]], leaving: Collection[str]) -> di
     return {group: [name for name in members if name not in leaving] for group, members in groups.items()}
 
 
+def name_problems(groups: Mapping[str, Sequence[str]], leaving: Sequence[str]) -> list[str]:
+    """Which of these are no names of single machines: Ansible would take them for many, or for the controller."""
+    found = []
+    for name in leaving:
+        if name in groups:
+            found.append(f"machine: {name} is a group of the inventory; name the machines one by one")
+        elif name in groups.get("all", []):
+            continue
+        elif name == "localhost" or _is_loopback(name):
+            found.append(f"machine: {name} is this controller, and not in the inventory")
+        elif not _NAME.fullmatch(name):
+            found.append(f"machine: {name!r} is no name of a machine; several go with commas between")
+    return found
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(name: str) -> bool:
+    return _is_address(name) and ipaddress.IPv4Address(name).is_loopback
+
+
+def check_typed(
+    named: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    addresses: Mapping[str, str],
+    stages_of_run: Collection[str],
+    *,
+    check: bool,
+) -> None:
+    """UserError for what can be known to be wrong with the command line of a removal before anybody is asked.
+
+    `addresses`: machines of the cluster -> their address. `stages_of_run`: those that --tags and --skip-tags leave.
+    """
+    if not named:
+        raise UserError("remove.yml was not told which machine", "-e machine=NAME; several with commas between")
+    found = name_problems(groups, named)
+    for name in named:
+        of = [machine for machine, address in addresses.items() if name == address and name != machine]
+        found += [f"machine: {name} is the address of {machine}; say {machine}" for machine in of]
+    if found:
+        raise UserError("; ".join(found), "nothing has been changed")
+    missing = [stage for stage in stages_of_site.STAGES if stage not in (*_NEWCOMERS, *stages_of_run)]
+    if missing and not check:
+        raise UserError(
+            "remove.yml with --tags or --skip-tags would stop the machine while others still need it: "
+            f"{', '.join(missing)} would be left out; nothing has been changed",
+            "leave the tags away; with --check they are fine",
+        )
+
+
 def leaving_problems(groups: Mapping[str, Sequence[str]], leaving: Sequence[str]) -> list[str]:
     """Why these machines must not leave the cluster of the inventory; the health of etcd is another question."""
     if not leaving:
         return []
+    found = name_problems(groups, leaving)
+    if found:
+        return found
     after = without(groups, leaving)
-    found = [
+    found += [
         f"{', '.join(leaving)}: {what}; add another one first"
         for group, what in (
             ("kube_master", "no master would be left, and the cluster could not be changed any more"),
@@ -58,13 +124,13 @@ def moving(
 ) -> list[dict[str, Any]]:
     """The machines that are added or leave: {name, address, node_name, is_etcd, is_master, is_lb, known}.
 
-    `hosts`: inventory name -> host variables. One that is not in the inventory any more may be anything, so it is
-    looked for everywhere; it has no address.
+    `hosts`: inventory name -> host variables, of machines in the groups. One that is in none of them any more may be
+    anything, so it is looked for everywhere; it has no address, unless it is called by it.
     """
     found = []
     for name in named:
         variables = hosts.get(name)
-        address = str(variables.get("machine_address") or variables.get("ansible_host") or name) if variables else ""
+        address = address_of(name, variables) if variables is not None or _is_address(name) else ""
         found.append(
             {
                 "name": name,
@@ -77,6 +143,12 @@ def moving(
             }
         )
     return found
+
+
+def address_of(name: str, variables: Mapping[str, Any] | None) -> str:
+    """The address of a machine of the inventory."""
+    known = variables or {}
+    return str(known.get("machine_address") or known.get("ansible_host") or name)
 
 
 def check_added(named: Sequence[str], machines: Machines) -> None:
@@ -94,12 +166,10 @@ def check_added(named: Sequence[str], machines: Machines) -> None:
 
 
 def check_leaving(leaving: Sequence[Mapping[str, Any]], answers: Collection[str], *, dead: bool, limit: object) -> None:
-    """UserError unless machines were named, and those that are to be removed alive answer.
+    """UserError unless those that are to be removed alive answer.
 
     `answers`: machines that can be reached.
     """
-    if not leaving:
-        raise UserError("remove.yml was not told which machine", "-e machine=NAME; several with commas between")
     if limit:
         raise UserError(
             "remove.yml has work on the other machines too, and --limit keeps it from them: nothing has been changed",
@@ -113,6 +183,43 @@ def check_leaving(leaving: Sequence[Mapping[str, Any]], answers: Collection[str]
             f"{', '.join(silent)} cannot be reached, so its pods cannot leave it in good order and its files cannot "
             "be removed: nothing has been changed",
             "bring it back, or add -e dead=true: then the cluster forgets it, and its own files stay",
+        )
+
+
+def check_known(unknown: Sequence[str], found: Collection[str], machines: Collection[str]) -> None:
+    """UserError for machines that are not in the inventory, and of which the cluster knows nothing either.
+
+    `found`: of them, those that etcd has as a member or the API as a node. `machines`: those of the cluster.
+    """
+    strangers = [name for name in unknown if name not in found]
+    if strangers:
+        near = [close for name in strangers for close in difflib.get_close_matches(name, list(machines), 1)]
+        raise UserError(
+            f"machine: neither the inventory nor the cluster knows {', '.join(strangers)}: nothing has been changed",
+            f"did you mean {', '.join(near)}?" if near else f"the inventory has {', '.join(machines)}",
+        )
+
+
+def check_complete(present: Sequence[str], now: Collection[str], leaving: Sequence[str]) -> None:
+    """UserError when a machine that was there when the work began has failed: the others may still need who leaves."""
+    lost = [name for name in present if name not in now]
+    if lost:
+        raise UserError(
+            f"{', '.join(lost)} failed on the way (above), so the removal of {', '.join(leaving)} stops here",
+            "mend that; the same command again goes on",
+        )
+
+
+def check_emptied(done: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """UserError for machines that still have what would take part in the cluster.
+
+    `done`: machine -> result of its reset, None where there is none.
+    """
+    left = [name for name, result in done.items() if not result or result.get("failed") or result.get("unreachable")]
+    if left:
+        raise UserError(
+            f"{', '.join(left)} could not be emptied (above), so the cluster still knows it: keep it in the inventory",
+            "mend that; the same command again goes on, or with -e dead=true when it will never answer again",
         )
 
 

@@ -7,6 +7,7 @@ from test_topology import GROUPS, HA_GROUPS, HA_HOSTS, HOSTS, build, build_ha
 
 from kubewright import scale
 from kubewright.errors import UserError
+from kubewright.stages import STAGES
 
 
 def machines(**groups: Any) -> dict[str, Any]:
@@ -69,6 +70,63 @@ def test_a_load_balancer_changes_its_partners_and_may_change_the_address() -> No
 def test_a_machine_that_is_gone_from_the_inventory_is_looked_for_everywhere() -> None:
     unknown = {"name": "gone", "address": "", "node_name": "gone", "known": False}
     assert moved("gone") == [{**unknown, "is_etcd": True, "is_master": True, "is_lb": True}]
+
+
+def test_one_that_is_called_by_its_address_is_looked_for_there() -> None:
+    assert moved("192.0.2.99")[0]["address"] == "192.0.2.99"
+
+
+def typed(named: str, *, stages: Any = STAGES, check: bool = False) -> None:
+    groups = {**GROUPS, "all": list(HOSTS), "ungrouped": []}
+    addresses = {name: scale.address_of(name, host) for name, host in HOSTS.items()}
+    scale.check_typed(scale.names(named), groups, addresses, stages, check=check)
+
+
+PATTERNS = ["all", "kube_node", "ungrouped", "node01:node02", "node0[1:2]", "node*", "~node.*", "!node01", "&etcd"]
+
+
+@pytest.mark.parametrize("name", [*PATTERNS, "localhost", "127.0.0.1", "node02,all"])
+def test_only_machines_leave_and_no_patterns_of_ansible(name: str) -> None:
+    with pytest.raises(UserError, match="nothing has been changed"):
+        typed(name)
+    # Again with --limit, where the play on the controller does not run.
+    groups = {**GROUPS, "all": list(HOSTS), "ungrouped": []}
+    assert "machine: " in scale.leaving_problems(groups, scale.names(name))[0]
+
+
+def test_machines_are_called_as_the_inventory_calls_them() -> None:
+    with pytest.raises(UserError, match=f"{HOSTS['node02']['ansible_host']} is the address of node02; say node02"):
+        typed(HOSTS["node02"]["ansible_host"])
+    with pytest.raises(UserError, match="not told which machine"):
+        typed("")
+    typed("node02, node-17.example")
+
+
+def test_a_part_of_a_removal_is_only_looked_at() -> None:
+    with pytest.raises(UserError, match="still need it: pki, lb would be left out"):
+        typed("node02", stages=set(STAGES) - {"pki", "lb", "docker"})
+    typed("node02", stages={"pki"}, check=True)
+
+
+def test_a_name_that_nobody_knows_is_no_success() -> None:
+    with pytest.raises(UserError, match=r"knows node2: nothing has been changed\n.*did you mean node02"):
+        scale.check_known(["gone", "node2"], {"gone"}, ["node02", "master01"])
+    scale.check_known(["gone"], {"gone"}, ["node02"])
+    scale.check_known([], set(), [])
+
+
+def test_who_failed_on_the_way_may_still_need_the_machine() -> None:
+    with pytest.raises(UserError, match=r"^node01 failed on the way \(above\), so the removal of node02 stops"):
+        scale.check_complete(["master01", "node01"], ["master01"], ["node02"])
+    scale.check_complete(["master01"], ["master01", "node01"], ["node02"])
+
+
+def test_who_is_not_empty_has_not_left() -> None:
+    scale.check_emptied({"node01": {"changed": True}})
+    scale.check_emptied({})
+    for result in (None, {"failed": True}, {"unreachable": True}):
+        with pytest.raises(UserError, match=r"^node02 could not be emptied"):
+            scale.check_emptied({"node01": {"changed": True}, "node02": result})
 
 
 def test_what_is_refused() -> None:
