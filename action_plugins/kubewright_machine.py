@@ -38,24 +38,32 @@ class ActionModule(ActionBase):
                 task_vars=task_vars,
             )
         except AnsibleConnectionFailure as error:
-            # One that is asked beside the machines of this run may be away: another one will do.
+            # One that is asked beside the machines of this run may be away, or sick: another one will do.
             away = {"changed": False, "away": True} if self._task.delegate_to else {"unreachable": True}
             return {**away, "msg": quarantine.said(error.message)}
         after = time.time()
+        if result.get("failed") and self._task.delegate_to:
+            return {"changed": False, "away": True, "msg": result.get("msg") or "the question fails there"}
         facts = result.get("facts")
         if facts:
             facts["skew_seconds"] = max(0.0, before - facts["now"], facts["now"] - after)
         if run and (result.get("lock") or {}).get("new"):
-            self._keep(run)
+            self._keep(run, str(self._task.delegate_to or known["inventory_hostname"]))
         return result
 
-    def _keep(self, run: runlock.Run) -> None:
+    def _keep(self, run: runlock.Run, machine: str) -> None:
         beat, give_back = lock.upkeep(run.me["id"])
-        runlock.keep(run.alive, partial(self._quietly, beat), partial(self._quietly, give_back))
 
-    def _quietly(self, command: str) -> None:
+        def taken() -> str:
+            reply = self._quietly(beat)
+            return runlock.lost(machine, reply["stdout"], time.time()) if reply["rc"] == lock.TAKEN else ""
+
+        runlock.keep(run, taken, partial(self._quietly, give_back))
+
+    def _quietly(self, command: str) -> dict[str, Any]:
         # There is no run any more that could show something.
         display = Display()
         display._final_q = None
         display.verbosity = 0
-        self._low_level_execute_command(command)
+        reply: dict[str, Any] = self._low_level_execute_command(command)
+        return reply

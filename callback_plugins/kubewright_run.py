@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ requirements: []
 
 _ROOT = Path(__file__).resolve().parent.parent
 _ASKS = ("kubewright_machine", "kubewright_reset")
+_LOST = "this run stops, for its lock was taken over by "
 _CHECKS, _OBTAINS = "kubewright_preflight", "kubewright_artifacts"
 
 
@@ -62,7 +64,16 @@ class CallbackModule(CallbackBase):
         self._keep = 100
         self._concluded = True
         self._process = os.getpid()
+        self._interrupted = False
+        self._before = signal.getsignal(signal.SIGINT)
+        if callable(self._before):
+            signal.signal(signal.SIGINT, self._noted)
         atexit.register(self._leave)
+
+    def _noted(self, number: int, frame: Any) -> None:
+        self._interrupted = True
+        if callable(self._before):
+            self._before(number, frame)
 
     def _close_task(self) -> None:
         if self._task and self._play:
@@ -95,8 +106,18 @@ class CallbackModule(CallbackBase):
         del is_conditional
         self._close_task()
         self._task = (task.get_name(), time.monotonic())
+        self._stop_without_lock(task.get_name())
         if task.action in _ASKS and not self._inventory:
             self._open()
+
+    def _stop_without_lock(self, task: str) -> None:
+        taker = runlock.current.lost_to() if runlock.current else ""
+        if taker:
+            self._interrupted = True
+            self._failed.append({"host": "this run", "task": task, "reason": _LOST + taker})
+            self._display.error(_LOST + taker)
+            # Nothing that is not for the process as a whole gets out of a callback.
+            raise SystemExit(1)
 
     def _open(self) -> None:
         inventory = self._manager._inventory  # noqa: SLF001 -- a play has no other way to it
@@ -141,13 +162,18 @@ class CallbackModule(CallbackBase):
             self._left_out.append(self._told(result))
 
     def _told(self, result: Any) -> dict[str, str]:
-        reason = journal.first_line(result.result.get("msg") or "")
-        return {"host": result.host.get_name(), "task": _name(result.task), "reason": reason}
+        return {
+            "host": result.host.get_name(),
+            "task": _name(result.task),
+            "reason": journal.reason(result.result),
+        }
 
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Print and write."""
         self._close_play()
         self._hosts = {host: stats.summarize(host) for host in sorted(stats.processed)}
+        # What was rescued is no failure of the run.
+        self._failed = [entry for entry in self._failed if self._hosts.get(entry["host"], {}).get("failures")]
         self._conclude("failed" if self._failed or self._left_out else "ok")
 
     def _record(self, result: str) -> dict[str, Any]:
@@ -202,6 +228,7 @@ class CallbackModule(CallbackBase):
             return
         if not self._concluded:
             self._close_play()
-            self._conclude("interrupted")
+            # Ansible tells nobody of an error that is no machine's.
+            self._conclude("interrupted" if self._interrupted else "failed")
         if runlock.current:
             runlock.current.end()

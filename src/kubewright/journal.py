@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,12 @@ from kubewright import runlock
 from kubewright.errors import UserError
 from kubewright.files import write_file
 
-# Options of ansible-playbook whose value may hold a secret.
-_EXTRA_VARS = ("-e", "--extra-vars")
+# The option of ansible-playbook whose value may hold a secret. Ansible takes --e for it as well, and -ve for -v -e.
+_EXTRA_VARS = "--extra-vars"
+_SHORT = "e"
+# Short options whose value is what follows in the same word.
+_VALUED = "iltucTfM"
+_VARIABLE = re.compile(r"[A-Za-z_]\w*")
 _NAME = re.compile(r"\d{8}-\d{6}-\d+")
 _SHOWN_ITEMS = 20
 AGAIN = "Mend the cause; the same command again resumes the run."
@@ -39,7 +44,26 @@ def _names(value: str) -> str:
             return "".join(("{", ", ".join(map(str, json.loads(value))), "}"))
         except (ValueError, TypeError):
             return "{...}"
-    return " ".join(f"{name}=..." for name in re.findall(r"([A-Za-z_]\w*)=", value)) or "..."
+    try:
+        # As Ansible has it: NAME=VALUE, with quotes around blanks.
+        words = shlex.split(value)
+    except ValueError:
+        return "..."
+    found = [name for name, equals, _ in (word.partition("=") for word in words) if equals]
+    return " ".join(f"{name if _VARIABLE.fullmatch(name) else ''}=..." for name in found) or "..."
+
+
+def _extra_vars(word: str) -> str:
+    """The beginning of a word that says that extra variables follow, in it or in the next; empty for other words."""
+    if word.startswith("--"):
+        option, equals, _ = word.partition("=")
+        return option + equals if len(option) > len("--") and _EXTRA_VARS.startswith(option) else ""
+    for index, letter in enumerate(word[1:], 2) if word.startswith("-") else ():
+        if letter == _SHORT:
+            return word[:index]
+        if letter in _VALUED:
+            break
+    return ""
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -47,18 +71,24 @@ def command_line(argv: Sequence[str]) -> str:
     words = [Path(argv[0]).name] if argv else []
     hidden = False
     for word in argv[1:]:
-        option, equals, value = word.partition("=")
-        if hidden:
-            words.append(_names(word))
+        option = "" if hidden else _extra_vars(word)
+        value = word[len(option) :]
+        if hidden or (option and (value or option.endswith("="))):
+            words.append(option + _names(value))
             hidden = False
-        elif option == "--extra-vars" and equals:
-            words.append(f"--extra-vars={_names(value)}")
-        elif word.startswith("-e") and len(word) > len("-e"):
-            words.append(f"-e{_names(word[2:])}")
         else:
             words.append(word)
-            hidden = word in _EXTRA_VARS
+            hidden = bool(option)
     return " ".join(words)
+
+
+def reason(result: Mapping[str, Any]) -> str:
+    """Why a task failed, in one line: of a loop, the first item that did."""
+    items = result.get("results")
+    for item in items if isinstance(items, list) else ():
+        if isinstance(item, dict) and item.get("failed"):
+            return first_line(item.get("msg") or "")
+    return first_line(result.get("msg") or "")
 
 
 def first_line(reason: str) -> str:

@@ -2,8 +2,8 @@
 
 The process of ansible-playbook holds a file lock, which the kernel gives back however it ends. On machines a keeper
 holds the lock: a process of the controller that waits for the end of the run, then takes the lock away, also after
-SIGKILL, and is heard of in between, so that the lock of a controller that was lost ends by itself
-(docs/adr/0009-who-holds-the-lock.md).
+SIGKILL, and is heard of in between, so that the lock of a controller that was lost ends by itself. When somebody has
+taken the lock over, it tells the run, which stops (docs/adr/0009-who-holds-the-lock.md).
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class Run:
         # Workers get the end to read from; nobody but this process has the one to write to.
         self.alive, ours = os.pipe()
         _own.append(ours)
+        # Keepers write to it who has taken the lock over.
+        self._news, self.tell = os.pipe()
+        os.set_blocking(self._news, False)
         try:
             self._take(directory)
         except OSError as error:
@@ -103,6 +106,12 @@ class Run:
         self.me["controller"] = controller(directory.parent)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(self.me).encode(), 0)
+
+    def lost_to(self) -> str:
+        """Who has taken the lock over, in words; empty as long as nobody has."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._news, select.PIPE_BUF).decode(errors="replace").partition("\n")[0]
+        return ""
 
     def end(self) -> None:
         """The run ends by itself: nothing is left for the next one to tell of."""
@@ -192,10 +201,19 @@ def taken_over(locks: Mapping[str, Mapping[str, Any]], now: float) -> list[str]:
     return [f"this run takes the lock on {', '.join(machines)} from {run}" for run, machines in found.items()]
 
 
-def keep(alive: int, beat: Callable[[], object], give_back: Callable[[], object]) -> None:
+def lost(machine: str, taken: str, now: float) -> str:
+    """One line that says who has the lock on a machine instead of this run. `taken`: the lock there."""
+    try:
+        holder = json.loads(taken)
+        return f"{described(holder, now)} (its lock is on {machine})".replace("\n", " ")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"another run (its lock is on {machine})"
+
+
+def keep(run: Run, beat: Callable[[], str], give_back: Callable[[], object]) -> None:
     """Start a process that calls `beat` as long as the run lives, and `give_back` when it has ended.
 
-    `alive`: the end of a pipe to read from, which ends with the run.
+    `beat` returns who has taken the lock over, in one line; the run is told, and there is nothing more to keep.
     """
     child = os.fork()
     if child:
@@ -205,22 +223,25 @@ def keep(alive: int, beat: Callable[[], object], give_back: Callable[[], object]
         os.setsid()
         if os.fork():
             os._exit(0)
-        _keep(alive, beat, give_back)
+        _keep(run.alive, run.tell, beat, give_back)
     finally:
         # Never into the code of the worker that this process began as.
         os._exit(0)
 
 
-def _keep(alive: int, beat: Callable[[], object], give_back: Callable[[], object]) -> None:
+def _keep(alive: int, tell: int, beat: Callable[[], str], give_back: Callable[[], object]) -> None:
     # Whoever reads what the run prints must not wait for this process.
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-        if descriptor not in (0, 1, 2, alive):
+        if descriptor not in (0, 1, 2, alive, tell):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
     while not select.select([alive], [], [], BEAT_SECONDS)[0]:
         with contextlib.suppress(Exception):
-            beat()
+            if taken := beat():
+                # No more than what a pipe takes at once.
+                os.write(tell, f"{taken}\n".encode()[: select.PIPE_BUF])
+                return
     give_back()

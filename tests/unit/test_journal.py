@@ -29,6 +29,16 @@ SECRET = "hunter2"
         (["-e", "hunter2"], "-e ..."),
         (["-ea=hunter2", "--limit", "node01"], "-ea=... --limit node01"),
         (["--extra-vars=a=hunter2"], "--extra-vars=a=..."),
+        (["--extra", "a=hunter2"], "--extra a=..."),
+        (["--e=a=hunter2"], "--e=a=..."),
+        (["-ve", "a=hunter2"], "-ve a=..."),
+        (["-Cvea=hunter2", "-vv"], "-Cvea=... -vv"),
+        # The value of another option.
+        (["-le", "-tetcd", "--limit=e"], "-le -tetcd --limit=e"),
+        (["-e", "token=aHVudGVyMg=="], "-e token=..."),
+        (["-e", "a='x hunter2=y' b=1"], "-e a=... b=..."),
+        (["-e", "a='hunter2 b=1"], "-e ..."),
+        (["-e", "hunt?er2=1"], "-e =..."),
         (["--extra-vars", "@/etc/secrets.yml", "--tags", "etcd"], "--extra-vars @/etc/secrets.yml --tags etcd"),
     ],
 )
@@ -41,6 +51,12 @@ def test_command_lines_keep_no_values(typed: list[str], expected: str) -> None:
 def test_a_reason_is_one_line() -> None:
     assert journal.first_line("\n  Task failed: Module failed: it broke\n  hint") == "it broke"
     assert journal.first_line("") == "no reason was given"
+
+
+def test_of_a_loop_the_item_that_failed_tells_the_reason() -> None:
+    items = [{"msg": "fine"}, {"failed": True, "msg": "no quorum\nhint"}, {"failed": True, "msg": "later"}]
+    assert journal.reason({"msg": "One or more items failed", "results": items}) == "no quorum"
+    assert journal.reason({"msg": "it broke", "results": "of something else"}) == "it broke"
 
 
 RECORD: dict[str, Any] = {
@@ -244,6 +260,36 @@ def test_runs_that_do_not_end_by_themselves(project: Project, how: signal.Signal
         process.communicate(timeout=30)
         assert process.returncode != 0
     assert [run["result"] for run in project.runs()] == [result]
+
+
+def test_a_run_whose_lock_was_taken_over_stops_with_one_message(project: Project) -> None:
+    tell = 'runlock.current and runlock.os.write(runlock.current.tell, b"eve@ci\\n")'
+    (project.path / "action_plugins/kubewright_machine.py").write_text(
+        ASK.replace("        super()", f"        {tell}\n        super()")
+    )
+    status, output = project.play("site.yml")
+    assert status == 1
+    assert output.count("this run stops, for its lock was taken over by eve@ci") == 2
+    assert "Traceback" not in output
+    (run,) = project.runs()
+    assert run["result"] == "interrupted"
+    assert [task["task"] for task in run["tasks"]] == ["Ask", "Wait"]
+
+
+def test_what_was_rescued_has_not_failed(project: Project) -> None:
+    bad = {"name": "Try", "kubewright_wait": {}}
+    rescued = {"name": "Try it", "block": [bad], "rescue": [{"name": "Ask again", "kubewright_machine": {}}]}
+    (project.path / "site.yml").write_text(json.dumps([PLAYS[0], {**PLAYS[1], "tasks": [rescued]}]))
+    status, output = project.play("site.yml", "-e", json.dumps({"wait": {"a": {"failed": True, "msg": "not yet"}}}))
+    assert status == 0, output
+    (run,) = project.runs()
+    assert (run["result"], run["failed"]) == ("ok", [])
+
+
+def test_an_error_that_is_no_machine_s_is_a_failure(project: Project) -> None:
+    (project.path / "site.yml").write_text(json.dumps([PLAYS[0], {**PLAYS[1], "hosts": "{{ nothing_of_the_kind }}"}]))
+    assert project.play("site.yml")[0] != 0
+    assert [run["result"] for run in project.runs()] == ["failed"]
 
 
 def test_a_journal_that_cannot_be_written_is_a_warning(project: Project) -> None:

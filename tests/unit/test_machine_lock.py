@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -89,8 +90,13 @@ def test_the_commands_of_the_keeper_concern_its_own_lock(place: Place) -> None:
     place.take(run(1))
     place.silent_for(100)
     before = place.beat.read_text()
-    for other in lock.upkeep("20260102-030405-11", str(place.path), str(place.beat)):
-        subprocess.run(["/bin/sh", "-c", other], check=False)
+    replies = [
+        subprocess.run(["/bin/sh", "-c", other], check=False, capture_output=True, text=True)
+        for other in lock.upkeep("20260102-030405-11", str(place.path), str(place.beat))
+    ]
+    # It is told whose the lock is now.
+    assert [reply.returncode for reply in replies] == [lock.TAKEN, 0]
+    assert json.loads(replies[0].stdout) == run(1)
     assert place.beat.read_text() == before
     assert json.loads(place.path.read_text()) == run(1)
     beat, give_back = lock.upkeep(run(1)["id"], str(place.path), str(place.beat))
@@ -98,3 +104,31 @@ def test_the_commands_of_the_keeper_concern_its_own_lock(place: Place) -> None:
     assert place.beat.read_text() != before
     subprocess.run(["/bin/sh", "-c", give_back], check=True)
     assert not list(place.path.parent.iterdir())
+    # A machine that started anew has none.
+    for command in (beat, give_back):
+        subprocess.run(["/bin/sh", "-c", command], check=True)
+    assert not list(place.path.parent.iterdir())
+
+
+def test_only_root_reads_who_runs_what(place: Place) -> None:
+    place.path.parent.mkdir()
+    place.path.touch(0o644)
+    place.take(run(1))
+    assert {file.stat().st_mode & 0o777 for file in place.path.parent.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_keeper_waits_for_who_is_looking(place: Place, which: int) -> None:
+    place.take(run(1))
+    place.silent_for(100)
+    before = place.beat.read_text()
+    command = lock.upkeep(run(1)["id"], str(place.path), str(place.beat))[which]
+    with place.path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with subprocess.Popen(["/bin/sh", "-c", command]) as keeper:
+            with pytest.raises(subprocess.TimeoutExpired):
+                keeper.wait(0.3)
+            assert place.beat.read_text() == before
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert keeper.wait(10) == 0
+    assert place.path.exists() == (which == 0)

@@ -22,12 +22,18 @@ directory = Path(sys.argv[1])
 run = runlock.Run(directory / "journal", "ansible-playbook site.yml", time.time())
 worker = os.fork()
 if not worker:
-    beat = lambda: (directory / "beat").write_text("x")
-    runlock.keep(run.alive, beat, lambda: (directory / "returned").write_text("x"))
-    if len(sys.argv) > 2:
+    def beat():
+        (directory / "beat").write_text("x")
+        return "eve@ci, who is faster" if "taken" in sys.argv else ""
+    runlock.keep(run, beat, lambda: (directory / "returned").write_text("x"))
+    if "worker stays" in sys.argv:
         time.sleep(60)
     os._exit(0)
 print("begun" if run.holder is None else f"refused {run.holder.get('id')}", flush=True)
+while "taken" in sys.argv and not (taken := run.lost_to()):
+    time.sleep(0.02)
+if "taken" in sys.argv:
+    print(taken, flush=True)
 sys.stdin.readline()
 run.end()
 """
@@ -92,6 +98,24 @@ def test_a_killed_run_gives_all_back_though_its_workers_live_on(tmp_path: Path) 
         assert run.killed["pid"] == first.pid
         run.end()
         os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_run_is_told_that_its_lock_was_taken_over_and_gives_nothing_back(tmp_path: Path) -> None:
+    with start(tmp_path, "taken") as first:
+        assert said(first) == "begun"
+        assert said(first) == "eve@ci, who is faster"
+        first.communicate("\n")
+    time.sleep(0.3)
+    assert not (tmp_path / "returned").exists()
+
+
+def test_who_has_the_lock_instead_is_one_line() -> None:
+    holder = {"id": "1", "who": "eve@ci", "pid": 6, "since": 0.0, "command": "c\nd"}
+    assert runlock.lost("node01", json.dumps(holder), 5.0) == (
+        "eve@ci (pid 6), since 1970-01-01 00:00:00 UTC (5 s ago): c d (its lock is on node01)"
+    )
+    for damaged in ("", "{", '{"id": 1}'):
+        assert runlock.lost("node01", damaged, 5.0) == "another run (its lock is on node01)"
 
 
 def test_no_place_for_a_lock_is_said(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ KEYS = {"id", "who", "pid", "since", "command", "controller"}
 # How often a run is heard of, and after how long its lock is worth nothing. Some beats may get lost.
 BEAT_SECONDS = 30
 SILENCE_SECONDS = 180
+# Exit status of the heartbeat when the lock is another's; it prints the lock then.
+TAKEN = 75
 
 
 def _uptime() -> float:
@@ -48,7 +50,7 @@ def _open(path: str) -> int:
     """The file, held against others who look at it at the same time."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
@@ -85,7 +87,8 @@ def take(wanted: dict[str, Any], broken: str = "", path: str = LOCK, beat: str =
         why = _why_void(holder, wanted, broken, _silence(beat)) if holder else ""
         if holder and not why:
             return {"holder": holder, "new": False, "void": {}, "why": ""}
-        files.write_atomic(beat, files.read("/proc/uptime").encode(), 0o644)
+        files.write_atomic(beat, files.read("/proc/uptime").encode(), 0o600)
+        os.fchmod(descriptor, 0o600)
         content = json.dumps(wanted).encode()
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, content, 0)
@@ -95,6 +98,11 @@ def take(wanted: dict[str, Any], broken: str = "", path: str = LOCK, beat: str =
 
 
 def upkeep(identity: str, path: str = LOCK, beat: str = BEAT) -> tuple[str, str]:
-    """Shell commands (heartbeat, return) for the holder of that id; they do nothing where the lock is another's."""
-    mine = f"grep -qF '\"{identity}\"' {path} 2>/dev/null"
-    return f"{mine} && cat /proc/uptime > {beat}", f"{mine} && rm -f {path} {beat}"
+    """Shell commands (heartbeat, return) for the holder of that id; they change nothing where the lock is another's.
+
+    Nobody takes the lock while they look. `path`, `beat`: without anything that a shell would read.
+    """
+    mine = f'grep -qF \\"{identity}\\" {path}'
+    look = f"[ ! -s {path} ] || flock {path} sh -c"
+    heartbeat = f"if {mine}; then cat /proc/uptime > {beat}; else cat {path}; exit {TAKEN}; fi"
+    return f"{look} '{heartbeat}'", f"{look} '! {mine} || rm -f {path} {beat}'"
