@@ -98,7 +98,9 @@ class ActionModule(ActionBase):
         role = Path(self._vars["role_path"])
         specs = _specs(role)
         problems, wrong, values = self._variable_problems(names, role)
-        facts, unreachable = self._machine_facts(names)
+        asked = {name: self._vars["hostvars"][name].get("preflight_machine") for name in names}
+        facts, unreachable, sick = quarantine.answers(asked)
+        problems += quarantine.reasons(sick)
         if wrong:
             # Nothing can be computed from values that are wrong; the defaults do for looking at the machines.
             own = {name: spec.get("default") for name, spec in specs.items()}
@@ -185,21 +187,6 @@ class ActionModule(ActionBase):
     def _host_variables(self, variables: Any) -> dict[str, Any]:
         wanted = ("ansible_host", "machine_address", "kube_node_labels")
         return {key: variables[key] for key in wanted if key in variables}
-
-    def _machine_facts(self, names: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-        facts: dict[str, Any] = {}
-        unreachable: dict[str, str] = {}
-        for name in names:
-            reply = self._vars["hostvars"][name].get("preflight_machine")
-            if not reply:
-                continue
-            if reply.get("facts"):
-                facts[name] = reply["facts"]
-            else:
-                reason = " ".join(str(reply.get("msg") or reply).split())[:300]
-                away = reply.get("unreachable")
-                unreachable[name] = f"cannot be reached: {reason}" if away else f"cannot be asked: {reason}"
-        return facts, unreachable
 
     def _others(self) -> list[dict[str, Any]]:
         """What machines said that are outside of the run."""

@@ -90,7 +90,14 @@ def main() -> None:
     )
     asked = module.params
     names = ("ports", "disks", "etcd_data", "cas", "api_port", "vip")
-    found = {"facts": facts.collect(**{name: asked[name] for name in names})}
+    try:
+        found = {"facts": facts.collect(**{name: asked[name] for name in names})}
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        module.fail_json(
+            msg=f"this machine cannot be looked at: {where}{error.strerror or error}; "
+            "who logs in there must be root, or set ansible_become: true"
+        )
     try:
         if asked["lock"]:
             found["lock"] = lock.take(asked["lock"], asked["break_lock"])

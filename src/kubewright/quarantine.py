@@ -14,6 +14,29 @@ def said(reason: str) -> str:
     return words.rpartition("can be reached over ssh: ")[2] or words
 
 
+def answers(
+    replies: Mapping[str, Mapping[str, Any] | None],
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Facts of those that answered; who cannot be reached, and who can be, but not be asked, each with the reason.
+
+    Only the former may be left out: on the others services run, and what keeps them from answering can be mended now.
+    """
+    facts: dict[str, Any] = {}
+    away: dict[str, str] = {}
+    sick: dict[str, str] = {}
+    for name, reply in replies.items():
+        if not reply:
+            continue
+        reason = " ".join(str(reply.get("msg") or reply).split())[:300]
+        if reply.get("facts"):
+            facts[name] = reply["facts"]
+        elif reply.get("unreachable"):
+            away[name] = f"cannot be reached: {reason}"
+        else:
+            sick[name] = f"cannot be asked: {reason}"
+    return facts, away, sick
+
+
 def problems(
     cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], unreachable: Mapping[str, str], mode: str
 ) -> list[str]:

@@ -48,6 +48,20 @@ def test_machines_outside_of_the_limit_are_not_missed() -> None:
     assert problems({}, ["node02"]) == ""
 
 
+def test_only_who_cannot_be_reached_is_left_out() -> None:
+    replies = {
+        "a": {"facts": FORMED},
+        "b": {"unreachable": True, "msg": "timed\nout"},
+        "c": {"failed": True, "msg": "Missing sudo password"},
+        "d": None,
+    }
+    assert quarantine.answers(replies) == (
+        {"a": FORMED},
+        {"b": "cannot be reached: timed out"},
+        {"c": "cannot be asked: Missing sudo password"},
+    )
+
+
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
