@@ -124,7 +124,8 @@ class ActionModule(ActionBase):
             problems += preflight.cluster_problems(cluster, facts, restoring=restoring)
             even, warnings = preflight.etcd_count_problems(cluster, facts)
             problems += even
-            problems += preflight.vip_problems(cluster, facts)
+            going = scale.moving(leaving, self._vars["groups"], hostvars, by_address=False)
+            problems += preflight.vip_problems(cluster, facts, [str(machine["address"]) for machine in going])
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             problems = quarantine.reasons(unreachable) + problems
