@@ -92,7 +92,7 @@ class ActionModule(ActionBase):
             return result
         self._require_inputs(found)
         staged, contents = self._ship(found)
-        interrupts = any(f["restart"] and f["running"] and not f["reload"] for f in found)
+        interrupts = components.interrupts(found)
         try:
             if bool(arguments.get("rolling")) and interrupts:
                 with turnstile.turn(last=any(f["leader"] for f in found), patience=_PATIENCE_SECONDS):

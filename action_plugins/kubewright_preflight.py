@@ -126,7 +126,9 @@ class ActionModule(ActionBase):
             problems += preflight.cluster_problems(cluster, facts, restoring=restoring)
             even, warnings = preflight.etcd_count_problems(cluster, facts)
             problems += even
-            problems += preflight.vip_problems(cluster, facts)
+            known = {name: hostvars[name] for name in leaving if name in self._vars["groups"]["all"]}
+            going = scale.moving(leaving, groups, known, by_address=False)
+            problems += preflight.vip_problems(cluster, facts, [str(machine["address"]) for machine in going])
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             problems = quarantine.reasons(unreachable) + problems

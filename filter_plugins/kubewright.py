@@ -7,6 +7,7 @@ from typing import Any
 
 from kubewright import (
     certreport,
+    endpoint,
     flags,
     keyring,
     podnetwork,
@@ -14,7 +15,6 @@ from kubewright import (
     proxymode,
     runlock,
     scale,
-    topology,
     upkeep,
 )
 from kubewright.topology import Machine
@@ -39,8 +39,8 @@ class FilterModule:
             "kubewright_etcd_program": upkeep.program,
             "kubewright_etcd_upkeep": upkeep.told,
             "kubewright_lock_places": runlock.places,
-            "kubewright_other_servers": topology.other_servers,
-            "kubewright_outside_url": topology.outside_url,
+            "kubewright_other_servers": endpoint.other_servers,
+            "kubewright_outside_url": endpoint.outside_url,
             "kubewright_proxy_mode": proxymode.mode,
             "kubewright_without": scale.pattern,
         }

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""The machine's side of the component action; logic in src/kubewright/machine/component.py."""
+"""The machine's side of the component action; logic in src/kubewright/machine/component.py and turnover.py."""
 
 DOCUMENTATION = r"""
 module: kubewright_component
@@ -55,7 +55,7 @@ differences:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.kubewright.machine import component
+from ansible.module_utils.kubewright.machine import component, turnover
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     try:
         if arguments["step"] == "inspect":
             module.exit_json(found=component.inspect_all(arguments["components"]))
-        result = component.apply_all(arguments["components"], arguments["contents"], arguments["staged"])
+        result = turnover.apply_all(arguments["components"], arguments["contents"], arguments["staged"])
     except (OSError, KeyError) as error:
         module.fail_json(msg=f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error))
     module.exit_json(changed=True, **result)

@@ -80,7 +80,7 @@ def main() -> int:
     inventory, kind, seconds, command = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[5:]
     # It waits on the host; what begins after the next step is in the lab's network.
     waiting = ["sh", "-c", 'read -r _; exec "$@"', "sh", *command]
-    breaking = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    breaking = subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=sys.stderr, text=True)
     enter_network(read_lab(inventory).namespace_path)
     probe = Probe(inventory / "secrets/admin.kubeconfig", kind)
     probe.start()

@@ -188,6 +188,14 @@ def _readable(content: bytes) -> str:
     return describe.pem(content) or content.decode()
 
 
+def interrupts(found: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a service that runs is restarted or reloaded, by what machines found: only one machine at a time.
+
+    A configuration that passes its check and does not work must meet one machine, not all of them.
+    """
+    return any(finding["restart"] and finding["running"] for finding in found)
+
+
 def foresee_restarts(
     declared: Sequence[Declared], found: Sequence[dict[str, Any]], changing: Collection[str]
 ) -> list[str]:

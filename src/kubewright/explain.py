@@ -66,9 +66,13 @@ def _way_back(host: str, evidence: Mapping[str, Any]) -> list[str]:
     if not rollback:
         return []
     name = evidence["component"]
+    if rollback["refused"]:
+        return [f"{name} on {host} was not rolled back: {rollback['refused']}"]
     versions = ", ".join(f"{artifact} {version}" for artifact, version in sorted(rollback["to"].items()))
     if rollback["failure"]:
+        before = versions or "its files of before"
         return [
-            f"{name} on {host} was put back to {versions}, and is not healthy with that either: {rollback['failure']}"
+            f"{name} on {host} was put back to {before}, and is not healthy with that either: {rollback['failure']}"
         ]
-    return [f"{name} on {host} was rolled back and is healthy again: it runs {versions} with the files of before"]
+    before = f"{versions} with" if versions else "with"
+    return [f"{name} on {host} was rolled back and is healthy again: it runs {before} the files of before"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,13 +137,19 @@ def cluster_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], *
     return found
 
 
-def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What keeps the machines of the group lb from holding the virtual address."""
+def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], leaving: Collection[str] = ()) -> list[str]:
+    """What keeps the machines of the group lb from holding the virtual address.
+
+    `leaving`: addresses of machines that this run takes out of the cluster.
+    """
     if cluster.api_endpoint_mode != "vip":
         return []
     found = []
     balancers = [m.name for m in cluster.machines if m.is_lb]
     owners = {mac: name for name, known in facts.items() for mac in known["macs"]}
+    silent = [name for name in balancers if name not in facts]
+    # Nodes and masters lose the address in this run when they are to hold it no more.
+    sharing = {m.address for m in cluster.machines if m.is_lb or (m.name in facts and (m.is_node or m.is_master))}
     for name in [name for name in balancers if name in facts]:
         vip = facts[name]["vip"]
         if not vip.get("interface"):
@@ -152,13 +158,21 @@ def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> li
                 f"{name}: api_vip {cluster.api_vip} is in none of its networks ({seen}); choose a free address of the "
                 "network that it shares with the other machines in lb"
             )
-        # An lb that was not asked may be the one that holds it already.
-        elif vip["holder"] and owners.get(vip["holder"]) not in balancers and set(balancers) <= set(facts):
+        elif vip["holder"] and owners.get(vip["holder"]) not in balancers:
             who = f" (that is {owners[vip['holder']]})" if vip["holder"] in owners else ""
+            # One that does not know of its new partner would not give the address up.
+            hint = f", or, if {' or '.join(silent)} has it, bring that into this run" if silent and not who else ""
             found.append(
                 f"{name}: api_vip {cluster.api_vip} is already taken: {vip['holder']}{who} answers for it on "
-                f"{vip['interface']}; choose an address that nobody has"
+                f"{vip['interface']}; choose an address that nobody has{hint}"
             )
+        found += [
+            f"{name}: {partner} has shared api_vip with it, is not in the group lb any more, and is still a load "
+            "balancer: both would hold the address; write it into lb again and use playbooks/ops/remove.yml, or stop "
+            "it: systemctl disable --now kube-lb-vip kube-lb there"
+            for partner in vip.get("partners", [])
+            if partner not in sharing and partner not in leaving
+        ]
     return found
 
 

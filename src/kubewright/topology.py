@@ -10,12 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-from kubewright import versions
+from kubewright import endpoint, versions
 
 Network = ipaddress.IPv4Network
-_ENDPOINT = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?:[0-9]{1,5}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -160,25 +158,6 @@ class Cluster:
         }
 
 
-def other_servers(cluster: Mapping[str, Any], name: str, ca: str) -> list[dict[str, str]]:
-    """Checks of the API servers but that of the master `name`. `cluster`: the facts; `ca`: path on that master."""
-    own = f"{cluster['machines'][name]['address']}:{cluster['api_port']}"
-    servers = [server for server in cluster["api_servers"] if server != own]
-    return [{"kind": "http", "url": f"https://{server}/readyz", "ca": ca, "expect": "ok"} for server in servers]
-
-
-def outside_url(cluster: Mapping[str, Any], answering: Sequence[str], kubeconfig: str = "") -> str:
-    """The API's URL for who is no machine of the cluster.
-
-    `cluster`: the facts. `answering`: masters that answer. `kubeconfig`: the present one, whose choice stays when it is
-    as good as any.
-    """
-    urls: list[str] = list(cluster["api_outside_urls"])
-    addresses = [cluster["machines"][name]["address"] for name in answering]
-    good = [url for url in urls if len(urls) == 1 or urlsplit(url).hostname in addresses] or urls
-    return next((url for url in good if f"server: {url}\n" in kubeconfig), good[0])
-
-
 def _network(variables: Mapping[str, Any], key: str, problems: list[str]) -> Network | None:
     value = variables.get(key)
     try:
@@ -294,91 +273,11 @@ def _check_networks(
                 )
 
 
-def endpoint_mode(variables: Mapping[str, Any], groups: Mapping[str, Sequence[str]]) -> str:
-    """The mode that `api_endpoint_mode` means for these groups."""
-    mode = str(variables.get("api_endpoint_mode") or "auto")
-    if mode != "auto":
-        return mode
-    if groups.get("lb"):
-        return "vip"
-    if variables.get("api_endpoint"):
-        return "external"
-    return "local_proxy" if len(groups.get("kube_master", [])) > 1 else "single"
-
-
-def _check_vip(vip: str, machines: tuple[Machine, ...], networks: Mapping[str, Network | None]) -> list[str]:
-    try:
-        address = ipaddress.IPv4Address(vip)
-    except ValueError:
-        return [f"api_vip: {vip!r} is not an IPv4 address; set a free one of the network of the machines in lb"]
-    found = [
-        f"api_vip {vip} is the address of {m.name}; choose one that no machine has"
-        for m in machines
-        if m.address == vip
-    ]
-    found += [
-        f"api_vip {vip} lies in {label} {network}; choose a free address of the machines' own network"
-        for label, network in networks.items()
-        if network and address in network
-    ]
-    return found
-
-
 def _check_password(source: str, problems: list[str]) -> None:
     kind, _, rest = source.partition(":")
     if source and not (rest and (kind == "env" or (kind == "file" and rest.startswith("/")))):
         # The value may be the password itself.
         problems.append("pki_ca_password is neither env:NAME nor file:/PATH; write where the password is")
-
-
-def _check_endpoint(
-    mode: str,
-    variables: Mapping[str, Any],
-    machines: tuple[Machine, ...],
-    networks: Mapping[str, Network | None],
-    problems: list[str],
-) -> None:
-    vip, endpoint = str(variables.get("api_vip") or ""), str(variables.get("api_endpoint") or "")
-    masters, balancers = [m for m in machines if m.is_master], [m for m in machines if m.is_lb]
-    if mode == "vip":
-        if not balancers:
-            problems.append(
-                "lb: the group is empty, api_endpoint_mode vip needs machines in it; or keep the address yourself and "
-                "set api_endpoint: HOST:PORT"
-            )
-        if vip:
-            problems += _check_vip(vip, machines, networks)
-        else:
-            problems.append("api_vip: not set; set a free address of the network of the machines in lb")
-        router_id = variables.get("api_vip_router_id", 51)
-        if not 1 <= int(router_id) <= 255:
-            problems.append(f"api_vip_router_id: {router_id} is not between 1 and 255")
-        both = [m.name for m in balancers if m.is_master]
-        if both:
-            problems.append(
-                f"lb: {', '.join(both)} are masters, whose API server has the port already; use other machines, or no "
-                "group lb, and nodes get proxies of their own (api_endpoint_mode: local_proxy)"
-            )
-    else:
-        if balancers:
-            problems.append(
-                f"lb: {', '.join(m.name for m in balancers)} would have nothing to do with api_endpoint_mode {mode}; "
-                "empty the group, or set the mode to auto"
-            )
-        if vip:
-            problems.append(
-                f"api_vip: {vip} is nobody's with api_endpoint_mode {mode}; put machines into the group lb, or set "
-                f"api_endpoint: {vip}:{variables.get('api_port')} when it is an address that you keep yourself"
-            )
-    if mode == "external" and not _ENDPOINT.fullmatch(endpoint):
-        problems.append(f"api_endpoint: {endpoint!r} is not HOST:PORT, such as api.example.org:6443")
-    if mode != "external" and endpoint:
-        problems.append(f"api_endpoint: {endpoint} is not used with api_endpoint_mode {mode}; unset one of them")
-    if mode == "single" and len(masters) > 1:
-        problems.append(
-            f"api_endpoint_mode: single, with {len(masters)} masters, leaves the cluster without an API when one fails"
-            "; use local_proxy, vip or external (auto chooses)"
-        )
 
 
 def build(
@@ -393,7 +292,7 @@ def build(
     order. `groups`: group -> host names. Returns the cluster, or None, and every problem as a sentence.
     """
     problems: list[str] = []
-    mode = endpoint_mode(variables, groups)
+    mode = endpoint.mode_of(variables, groups)
     machines = _machines(variables, hosts, groups, mode, problems)
     _check_counts(machines, problems)
     _check_unique(machines, problems)
@@ -401,7 +300,8 @@ def build(
     services = _network(variables, "service_cidr", problems)
     subnet_length = int(variables.get("flannel_subnet_length", 24))
     _check_networks(pods, services, subnet_length, machines, problems)
-    _check_endpoint(mode, variables, machines, {"pod_cidr": pods, "service_cidr": services}, problems)
+    networks = {"pod_cidr": pods, "service_cidr": services}
+    problems += endpoint.problems(mode, variables, machines, networks)
     _check_password(str(variables.get("pki_ca_password") or ""), problems)
     network_mode = str(variables.get("network_mode"))
     problems += versions.check(str(variables.get("kube_version")), network_mode)

@@ -81,6 +81,16 @@ def test_sources_are_joined(tmp_path: Path) -> None:
     assert components.expand(spec, render, {}).contents["/x"] == b"A\nB\n"
 
 
+def test_a_reload_takes_its_turn_as_a_restart_does() -> None:
+    def found(**more: Any) -> list[dict[str, Any]]:
+        return [{"restart": "", "reload": False, "running": True}, {"restart": "", "running": True, **more}]
+
+    assert components.interrupts(found(restart="changed", reload=True))
+    assert components.interrupts(found(restart="changed", reload=False))
+    assert not components.interrupts(found(restart="not running", reload=False, running=False))
+    assert not components.interrupts(found())
+
+
 def test_check_mode_foresees_restarts_by_what_earlier_tasks_would_change() -> None:
     declared = components.expand({"name": "x", "unit": "x.service", "inputs": ["/ssl/ca.pem"]}, render, {})
     other = components.expand({"name": "y", "unit": "y.service", "inputs": ["/ssl/else.pem"]}, render, {})

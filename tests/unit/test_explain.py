@@ -42,11 +42,15 @@ def test_the_nearer_cause_wins() -> None:
 
 def test_a_rollback_is_told() -> None:
     evidence = {"component": "kubelet", "unit": "kubelet.service", "reason": "it ends", "journal": ["exit 7"]}
-    back = {"to": {"kubelet": "1.20.2"}, "failure": ""}
+    back = {"to": {"kubelet": "1.20.2"}, "failure": "", "refused": ""}
     said = explain.failure("node01", {**evidence, "rollback": back})
     assert "kubelet on node01 was rolled back and is healthy again: it runs kubelet 1.20.2" in said
     said = explain.failure("node01", {**evidence, "rollback": {**back, "failure": "no answer"}})
     assert "was put back to kubelet 1.20.2, and is not healthy with that either: no answer" in said
+    said = explain.failure("lb01", {**evidence, "rollback": {**back, "to": {}}})
+    assert "was rolled back and is healthy again: it runs with the files of before" in said
+    said = explain.failure("node01", {**evidence, "rollback": {"to": {}, "failure": "", "refused": "it is too old"}})
+    assert "kubelet on node01 was not rolled back: it is too old" in said
     assert "rolled" not in explain.failure("node01", {**evidence, "rollback": None})
 
 

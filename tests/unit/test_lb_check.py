@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import http.server
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -160,3 +162,12 @@ def test_whoever_answers_serves(servers: list[_Server], pki: Path, tmp_path: Pat
     servers[0].stop()
     announcer.announce()
     assert not path.exists()
+
+
+def test_a_part_that_fails_takes_the_process_with_it(pki: Path, tmp_path: Path) -> None:
+    (tmp_path / "upstreams.conf").write_text("server not..a..name:6443;\n")
+    argv = [sys.executable, lb_check.__file__, f"--base={tmp_path}", f"--live={tmp_path}", "--nginx=/bin/true"]
+    argv += ["--port=1", f"--ca={pki}/kubernetes-ca.pem"]
+    reply = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    assert reply.returncode == 1
+    assert "Traceback" in reply.stderr

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
 from kubewright.machine import arp, facts
+
+ROLE = Path(__file__).parents[2] / "roles/loadbalancer/templates"
 
 OWN = bytes.fromhex("020000000001")
 
@@ -33,3 +41,31 @@ def test_the_interface_of_an_address_is_that_of_the_narrowest_network() -> None:
     assert facts.interface_of("192.0.2.9", routes) == "lan"
     assert facts.interface_of("192.0.3.9", routes) == "wide"
     assert facts.interface_of("203.0.113.1", routes) == ""
+
+
+def keepalived(*peers: str) -> str:
+    loader = jinja2.Environment(loader=jinja2.FileSystemLoader(ROLE), trim_blocks=True, autoescape=True)
+    values: dict[str, Any] = {
+        "cluster": {"lb_interfaces": {"lb01": "lan"}, "api_vip": "192.0.2.9", "api_vip_router_id": 51},
+        "loadbalancer_machine": {"address": "192.0.2.31"},
+        "loadbalancer_peers": list(peers),
+        "inventory_hostname": "lb01",
+    }
+    return loader.get_template("opt/kubernetes/lb/keepalived.conf.j2").render(values)
+
+
+def test_a_load_balancer_without_others_does_not_talk_to_everybody() -> None:
+    # keepalived goes over to multicast when the block is missing or empty.
+    assert "unicast_peer {\n        127.0.0.1\n    }" in keepalived()
+    assert facts.partners(keepalived()) == []
+    assert facts.partners(keepalived("192.0.2.32", "192.0.2.33")) == ["192.0.2.32", "192.0.2.33"]
+    assert facts.partners("") == []
+
+
+def test_partners_are_those_that_still_accept_connections(tmp_path: Path, monkeypatch: Any) -> None:
+    config = tmp_path / "keepalived.conf"
+    config.write_text(keepalived("127.0.0.2", "127.0.0.3"))
+    monkeypatch.setattr(facts, "_VIP_CONFIG", str(config))
+    with socket.create_server(("127.0.0.2", 0)) as server:
+        found = facts._vip("192.0.2.9", server.getsockname()[1], [("lan", "192.0.2.0/24")])
+    assert found == {"interface": "lan", "holder": "", "partners": ["127.0.0.2"]}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kubewright import components
-from kubewright.machine import component, files, placed
+from kubewright.machine import component, files, placed, turnover
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -40,7 +40,7 @@ def bring(declared: components.Declared) -> list[dict[str, Any]]:
         copy = Path(path).with_suffix(".staged")
         copy.write_bytes(Path(path).read_bytes())
         staged[digest] = str(copy)
-    component.apply_all([declared.wire], contents, staged)
+    turnover.apply_all([declared.wire], contents, staged)
     differences: list[dict[str, Any]] = found[0]["differences"]
     return differences
 
@@ -89,7 +89,7 @@ def test_a_damaged_transfer_is_refused(tmp_path: Path) -> None:
     staged.write_bytes(b"#!/bin")
     digest = declared.wire["binaries"][0]["sha256"]
     with pytest.raises(OSError, match="transfer was damaged"):
-        component.apply_all([declared.wire], {}, {digest: str(staged)})
+        turnover.apply_all([declared.wire], {}, {digest: str(staged)})
     assert not (tmp_path / "bin" / "tool").exists()
 
 
@@ -135,7 +135,7 @@ def test_a_configuration_that_its_program_refuses_never_goes_live(tmp_path: Path
     worse = wanted("worse\n")
     found = component.inspect_all([worse.wire])
     contents, _ = components.shipment([worse], found)
-    reply = component.apply_all([worse.wire], contents, {})
+    reply = turnover.apply_all([worse.wire], contents, {})
     assert reply["refusal"].startswith("x: sh refuses its new configuration, which was not put in place: ")
     assert "bad line" in reply["refusal"]
     assert str(tmp_path) + "/kubewright" not in reply["refusal"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kubewright import components
-from kubewright.machine import api, component, files, generations, health, placed, ready, systemd
+from kubewright.machine import api, component, etcd, files, generations, health, placed, ready, systemd, turnover
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
 
@@ -21,6 +21,7 @@ class Machine:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = tmp_path
         self.starts: list[str] = []
+        self.reloads: list[str] = []
         monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
         monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
         monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "before"))
@@ -32,6 +33,7 @@ class Machine:
         monkeypatch.setattr(systemd, "enable", lambda _: None)
         monkeypatch.setattr(systemd, "journal", lambda *_: ["it ended"])
         monkeypatch.setattr(systemd, "restart", lambda _: self.starts.append(self.binary()))
+        monkeypatch.setattr(systemd, "reload", lambda _: self.reloads.append(self.flags.read_text()) or "")
         monkeypatch.setattr(health, "wait", lambda *_: "it does not answer" if self.is_bad() else "")
 
     @property
@@ -52,10 +54,11 @@ class Machine:
         """What the engine answers for this version of the service and these flags."""
         artifact = self.root / f"artifact-{version}"
         artifact.write_text(content or f"tool {version}")
-        known = {"tool": {"version": version, "sha256": files.sha256_of(str(artifact)), "path": str(artifact)}}
+        name = more.pop("artifact", "tool")
+        known = {name: {"version": version, "sha256": files.sha256_of(str(artifact)), "path": str(artifact)}}
         spec = {
             "name": "x",
-            "binaries": {"tool": str(self.link)},
+            "binaries": {name: str(self.link)},
             "files": [{"path": str(self.flags), "content": flags}],
             **more,
         }
@@ -68,7 +71,7 @@ class Machine:
             copy = Path(path).with_suffix(".staged")
             copy.write_bytes(Path(path).read_bytes())
             staged[digest] = str(copy)
-        return component.apply_all([declared.wire], contents, staged)
+        return turnover.apply_all([declared.wire], contents, staged)
 
     def record(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.root / "records" / "x.json").read_text())
@@ -112,7 +115,7 @@ def test_a_version_that_is_not_healthy_goes_back_with_its_flags(machine: Machine
     machine.bring("1", "flags of 1")
     before = machine.record()
     failure = machine.bring("bad", "flags of bad")["failure"]
-    assert failure["rollback"] == {"to": {"tool": "1"}, "failure": ""}
+    assert failure["rollback"] == {"to": {"tool": "1"}, "failure": "", "refused": ""}
     assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "flags of 1")
     assert machine.starts == ["tool 1", "tool bad", "tool 1"]
     assert machine.record()["ingredients"] == before["ingredients"]
@@ -125,6 +128,44 @@ def test_new_flags_of_the_same_version_stay_for_their_owner(machine: Machine) ->
     failure = machine.bring("1", "bad flags")["failure"]
     assert failure["rollback"] is None
     assert machine.flags.read_text() == "bad flags"
+
+
+def test_a_configuration_that_passes_its_check_and_does_not_work_is_taken_back(machine: Machine) -> None:
+    judged = {"check": ["/bin/true"], "reload": [str(machine.flags)]}
+    machine.bring("1", "a", **judged)
+    before = machine.record()
+    failure = machine.bring("1", "bad flags", **judged)["failure"]
+    assert failure["rollback"] == {"to": {"tool": "1"}, "failure": "", "refused": ""}
+    assert machine.flags.read_text() == "a"
+    assert (machine.reloads, machine.starts) == (["bad flags", "a"], ["tool 1"])
+    assert machine.record()["ingredients"] == before["ingredients"]
+    assert not list(machine.root.glob("before/*"))
+
+
+def test_a_hand_edited_file_does_not_lose_the_way_back(machine: Machine) -> None:
+    machine.bring("1", "a")
+    machine.flags.write_text("edited")
+    failure = machine.bring("bad", "b")["failure"]
+    assert failure["rollback"] == {"to": {"tool": "1"}, "failure": "", "refused": ""}
+    assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "edited")
+
+
+@pytest.mark.parametrize(
+    ("said", "stays"), [({"2": "3.5.0"}, True), ({"2": "3.4.0"}, False), ({}, False), ({"1": "3.4.0"}, False)]
+)
+def test_a_member_does_not_go_back_behind_the_version_of_its_cluster(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, said: dict[str, str], stays: bool
+) -> None:
+    monkeypatch.setattr(etcd, "quorum_depends_on", lambda _: "")
+    monkeypatch.setattr(etcd, "leads", lambda _: False)
+    monkeypatch.setattr(etcd, "cluster_version", lambda endpoint: said.get(endpoint["url"], ""))
+    member = {"member": {"url": "1", "ca": "", "cert": "", "key": "", "all": ["1", "2", "3"]}, "artifact": "etcd"}
+    machine.bring("3.4.13", "a", **member)
+    rollback = machine.bring("3.5.4", "bad", **member)["failure"]["rollback"]
+    assert bool(rollback["refused"]) == stays
+    assert machine.binary() == ("tool 3.5.4" if stays else "tool 3.4.13")
+    if stays:
+        assert rollback["refused"].startswith("the version of the etcd cluster is 3.5.0 already, and 3.4.13 does not")
 
 
 def test_a_run_that_died_in_between_does_not_lose_the_way_back(
@@ -155,8 +196,8 @@ def test_records_of_before_say_their_versions_by_the_store(machine: Machine) -> 
 
 
 def test_the_last_one_that_answers_is_not_interrupted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(component, "_PEER_SECONDS", 0)
-    monkeypatch.setattr(component, "_PEER_POLL_SECONDS", 0)
+    monkeypatch.setattr(turnover, "_PEER_SECONDS", 0)
+    monkeypatch.setattr(turnover, "_PEER_POLL_SECONDS", 0)
     own, other = machine.root / "own-answers", machine.root / "other-answers"
     gates = {
         "health": {"checks": [{"kind": "exists", "path": str(own)}]},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kubewright.machine import health
+from kubewright.machine import systemd as programs
 
 _SYSTEMCTL = """#!/bin/sh
 # Says the next of the states at each call, the last one for ever.
@@ -40,3 +41,11 @@ def test_a_unit_whose_old_process_was_killed_is_started_next(systemd: Path) -> N
 def test_a_unit_that_has_failed_is_not_waited_for(systemd: Path) -> None:
     says(systemd, ("activating", 7), ("activating", 7), ("failed", 0))
     assert health.wait("x.service", [], 600).startswith("x.service is failed/failed (result timeout")
+
+
+def test_a_reload_that_does_not_end_is_a_reason(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (systemd / "systemctl").write_text("#!/bin/sh\nexec sleep 20\n")
+    monkeypatch.setattr(programs._run, "__kwdefaults__", {"timeout": 0.1})
+    assert programs.reload("x.service") == "systemctl reload x.service did not end within 0 s"
+    with pytest.raises(OSError, match="did not end"):
+        programs.daemon_reload()

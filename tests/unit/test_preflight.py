@@ -60,9 +60,24 @@ def test_the_other_load_balancer_may_have_the_virtual_address() -> None:
     assert vip_problems(lb02={"vip": {"interface": "host0", "holder": "mac of lb01"}}) == []
 
 
-def test_a_load_balancer_that_was_not_asked_may_be_the_holder() -> None:
+def test_a_new_load_balancer_is_not_brought_up_without_the_one_that_may_be_the_holder() -> None:
     known = {"lb02": {**GOOD, **LB, "vip": {"interface": "host0", "holder": "02:00:00:00:00:99"}}}
+    [found] = preflight.vip_problems(build_ha(), known)
+    assert found.endswith("choose an address that nobody has, or, if lb01 has it, bring that into this run")
+    known["lb02"]["vip"]["holder"] = ""
     assert preflight.vip_problems(build_ha(), known) == []
+
+
+def test_a_load_balancer_that_was_forgotten_would_take_the_virtual_address() -> None:
+    vip = {"interface": "host0", "holder": "", "partners": ["192.168.80.32", "192.168.80.99"]}
+    [found] = vip_problems(lb01={"vip": vip})
+    assert found.startswith("lb01: 192.168.80.99 has shared api_vip with it, is not in the group lb any more, and is")
+    known = {"lb01": {**GOOD, **LB, "vip": vip}}
+    assert preflight.vip_problems(build_ha(), known, ["192.168.80.99"]) == []
+    # It is a node now: the run takes the address from it, when it is in the run.
+    vip["partners"] = [build_ha().machine("node01").address]
+    assert vip_problems(lb01={"vip": vip}) == []
+    assert len(preflight.vip_problems(build_ha(), {"lb01": {**GOOD, **LB, "vip": vip}})) == 1
 
 
 def test_a_virtual_address_of_no_network_of_the_machine() -> None:

@@ -26,6 +26,7 @@ from kubewright.machine import (
     restore,
     rules,
     sysprep,
+    turnover,
 )
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
@@ -245,7 +246,7 @@ def bring(root: Path, name: str, paths: list[str], binary: str = "") -> None:
         digest = files.sha256_of(str(root / "staged"))
         staged = {digest: str(root / "staged")}
         binaries = [{"name": binary, "version": "1", "sha256": digest, "link": str(root / "bin" / f"{name}-{binary}")}]
-    component.apply_all([declared(name, files=wires, binaries=binaries)], contents, staged)
+    turnover.apply_all([declared(name, files=wires, binaries=binaries)], contents, staged)
 
 
 def test_a_component_goes_with_its_directories_and_leaves_those_of_others(machine: Path) -> None:

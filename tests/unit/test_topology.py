@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kubewright import topology
+from kubewright import endpoint, topology
 
 VARIABLES: dict[str, Any] = {
     "cluster_name": "lab",
@@ -134,17 +134,17 @@ def test_ways_to_the_api_that_do_not_fit(variables: dict[str, Any], groups: dict
 
 def test_the_administrator_keeps_a_master_that_answers() -> None:
     cluster = build_ha(lb=False).facts()
-    assert topology.outside_url(cluster, ["master02"]) == "https://192.168.80.13:6443"
+    assert endpoint.outside_url(cluster, ["master02"]) == "https://192.168.80.13:6443"
     present = "      server: https://192.168.80.13:6443\n"
-    assert topology.outside_url(cluster, ["master01", "master02"], present) == "https://192.168.80.13:6443"
-    assert topology.outside_url(cluster, ["master01"], present) == "https://192.168.80.10:6443"
-    assert topology.outside_url(build_ha().facts(), ["master02"], present) == "https://192.168.80.100:6443"
+    assert endpoint.outside_url(cluster, ["master01", "master02"], present) == "https://192.168.80.13:6443"
+    assert endpoint.outside_url(cluster, ["master01"], present) == "https://192.168.80.10:6443"
+    assert endpoint.outside_url(build_ha().facts(), ["master02"], present) == "https://192.168.80.100:6443"
 
 
 def test_the_other_api_servers_of_a_master() -> None:
-    [other] = topology.other_servers(build_ha().facts(), "master02", "/ca.pem")
+    [other] = endpoint.other_servers(build_ha().facts(), "master02", "/ca.pem")
     assert (other["url"], other["ca"]) == ("https://192.168.80.10:6443/readyz", "/ca.pem")
-    assert topology.other_servers(build().facts(), "master01", "/ca.pem") == []
+    assert endpoint.other_servers(build().facts(), "master01", "/ca.pem") == []
 
 
 def test_masters_as_nodes_are_tainted_unless_they_are_nodes_anyway() -> None:

@@ -62,6 +62,19 @@ def learns(endpoint: dict[str, Any]) -> bool:
     return bool(_call(endpoint, "/v3/maintenance/status", {}).get("isLearner"))
 
 
+def cluster_version(endpoint: dict[str, Any]) -> str:
+    """The version that all members have agreed on, such as 3.5.0; empty when the member does not say."""
+    try:
+        connection = health.connect(endpoint)
+        try:
+            connection.request("GET", "/version")
+            return str(json.loads(connection.getresponse().read()).get("etcdcluster", ""))
+        finally:
+            connection.close()
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
+
+
 def members(endpoint: dict[str, Any]) -> list[dict[str, Any]]:
     """Members of the cluster as etcd describes them; one that has never started has no `clientURLs`."""
     found: list[dict[str, Any]] = _call(endpoint, "/v3/cluster/member/list", {})["members"]

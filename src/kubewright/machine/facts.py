@@ -63,17 +63,37 @@ def interface_of(address: str, found: list[tuple[str, str]]) -> str:
     return max(fitting)[1] if fitting else ""
 
 
-def _vip(address: str, found: list[tuple[str, str]]) -> dict[str, Any]:
-    """Of a virtual address: {interface: that it belongs to, holder: hardware address of whoever has it now}.
+def partners(config: str) -> list[str]:
+    """Addresses of those with whom a configuration of keepalived shares the virtual address."""
+    found = re.search(r"unicast_peer \{(.*?)\}", config, re.DOTALL)
+    return [address for address in found[1].split() if address != "127.0.0.1"] if found else []
 
-    The wire is only asked until this machine is one of those that hold the address.
+
+def _accepts(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _vip(address: str, port: int, found: list[tuple[str, str]]) -> dict[str, Any]:
+    """Of a virtual address: {interface: that it belongs to, holder: hardware address of whoever has it now, partners}.
+
+    `partners`: addresses of the load balancers that share it with this one by now, and accept connections.
+    The wire is only asked for the holder until this machine is one of those that hold the address.
     """
     try:
         interface = interface_of(address, found)
     except ValueError:
         return {}
-    ours = f" {address}/32 " in files.read(_VIP_CONFIG)
-    return {"interface": interface, "holder": "" if ours or not interface else arp.holder(interface, address)}
+    config = files.read(_VIP_CONFIG)
+    ours = f" {address}/32 " in config
+    return {
+        "interface": interface,
+        "holder": "" if ours or not interface else arp.holder(interface, address),
+        "partners": [partner for partner in partners(config) if _accepts(partner, port)],
+    }
 
 
 def _api_answers(port: int) -> bool:
@@ -161,7 +181,7 @@ def collect(
         "held_ports": {str(port): holder for port, holder in _holders(wanted).items()} if wanted else {},
         "networks": own_networks,
         "macs": arp.macs(),
-        "vip": _vip(vip, own_networks) if vip else {},
+        "vip": _vip(vip, api_port, own_networks) if vip else {},
         "api_ready": "kube-apiserver" in records and _api_answers(api_port),
         "cas": {path: certificates(files.read(path)) for path in cas if os.path.exists(path)},
         "components": records,

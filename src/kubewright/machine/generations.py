@@ -7,7 +7,7 @@ A record (component.RECORDS/NAME.json) of a service that was healthy has
 Older records have ingredients only; the store's directories say the versions then.
 
 A picture (BEFORE/NAME.json, 0600) holds links and files as they were when the service was last healthy. It exists only
-from the first change of a binary until the service is healthy again, so that an interrupted run does not lose it.
+from the first change until the service is healthy again, so that an interrupted run does not lose it.
 """
 
 from __future__ import annotations
@@ -121,18 +121,20 @@ def _link(record: dict[str, Any], name: str) -> str:
 
 
 def take_picture(declared: dict[str, Any], record: dict[str, Any], store: str, cache: files.DigestCache) -> None:
-    """Remember links and files as they are, if that is what the service was last healthy with.
+    """Remember links and files as they are, before binaries or a configuration that has a `check` change.
 
-    If not, an earlier run was interrupted after it had changed them, and its picture stays.
+    A picture that is there was taken by a run that was interrupted before the service was healthy. It stays, unless
+    the service was healthy with what is there now.
     """
-    if not changes_binaries(record, declared, store):
+    if not changes_binaries(record, declared, store) and not declared["check"]:
         return
     links = {binary["link"] for binary in declared["binaries"]}
     links |= {one["link"] for one in artifacts(record, store).values()}
     paths = {item["path"] for item in declared["files"]} | set(declared["absent"])
     watched = {item["path"] for item in declared["files"] if item["restart"]} | links
     started = record["ingredients"]
-    if any(path in started and (cache.sha256(path) or "") != started[path] for path in watched):
+    altered = any(path in started and (cache.sha256(path) or "") != started[path] for path in watched)
+    if altered and os.path.exists(_picture_path(declared["name"])):
         return
     picture = {
         "links": {path: os.readlink(path) if os.path.islink(path) else "" for path in sorted(links)},

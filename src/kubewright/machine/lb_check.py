@@ -227,8 +227,15 @@ class Announcer(threading.Thread):
             say(f"not serving: {reason}")
 
 
+def _end(failed: threading.ExceptHookArgs) -> None:
+    """A part that fails in a way that nobody thought of takes the rest with it: systemd starts all anew."""
+    threading.__excepthook__(failed)
+    os._exit(1)
+
+
 def main() -> None:
     """Run for ever."""
+    threading.excepthook = _end
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", required=True, help="directory with the list of all servers")
     parser.add_argument("--live", required=True, help="directory that nginx reads")

@@ -20,7 +20,10 @@ _PROPERTIES = (
 
 
 def _run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=timeout)
+    try:
+        return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"{' '.join(arguments)} did not end within {timeout:.0f} s") from None
 
 
 def states(units: list[str]) -> dict[str, dict[str, str]]:
@@ -84,7 +87,10 @@ def stop(unit: str) -> None:
 
 def reload(unit: str) -> str:
     """Have the running service read its configuration again; empty, or what its ExecReload= had against it."""
-    reply = _run("systemctl", "reload", unit)
+    try:
+        reply = _run("systemctl", "reload", unit)
+    except TimeoutError as error:
+        return str(error)
     return f"{unit} was not reloaded: {reply.stderr.strip()}" if reply.returncode else ""
 
 
