@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible import constants
 from ansible.plugins.action import ActionBase
 
 from kubewright import backup
 from kubewright.errors import UserError
-from kubewright.machine import etcd_status
+from kubewright.machine import etcd_snapshot, etcd_status
 
 
 class ActionModule(ActionBase):
@@ -29,6 +30,8 @@ class ActionModule(ActionBase):
             return self._run()
         except UserError as error:
             return {"failed": True, "msg": str(error)}
+        except OSError as error:
+            return {"failed": True, "msg": f"on the controller: {error}"}
 
     def _ask(self, step: str, **arguments: Any) -> Any:
         reply = self._execute_module(
@@ -44,6 +47,7 @@ class ActionModule(ActionBase):
     def _run(self) -> dict[str, Any]:
         begin = time.monotonic()
         args = self._args
+        backup.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
         secret = backup.passphrase(
             self._variable("etcd_backup_passphrase"),
             self._variable("etcd_backup_passphrase_file"),
@@ -63,11 +67,13 @@ class ActionModule(ActionBase):
             problems.append(f"no etcd member is healthy, so no snapshot can be taken: {reasons}")
         if problems:
             raise UserError("\n  ".join(["no backup has been taken:", *problems]))
-        size = chosen["db_size"] if chosen else 0
+        size, name = (chosen["db_size"], chosen["name"]) if chosen else (0, "")
+        lacks = etcd_snapshot.lack(str(args["staging"]), seen["free"], size, f"a snapshot of {name}")
+        if lacks:
+            raise UserError(f"{self._vars['inventory_hostname']}: {lacks}: nothing has been done", "make room there")
         # The snapshot and the archive beside each other.
         backup.need_room(directory, 2 * size, "the snapshot and the backup")
         if self._task.check_mode:
-            name = chosen["name"] if chosen else ""
             return {"changed": True, "path": "", "lines": [f"would take a snapshot of {name} into {directory}"]}
         return self._take(directory, secret, {"pki": pki, "secrets": secrets}, begin)
 
@@ -107,7 +113,10 @@ class ActionModule(ActionBase):
             f"{taken['keys']} keys, hash {taken['hash']:08x}, {etcd_status.megabytes(taken['size'])}",
             f"with {', '.join(trees)}: {len(manifest['parts']) - 1} files",
         ]
-        lines += [f"copied to {backup.deliver(final, target)}" for target in args.get("targets") or []]
+        done, failed = backup.deliver_all(final, args.get("targets") or [], cluster, int(args["keep"]))
         removed = backup.prune(directory, cluster, int(args["keep"]))
+        if failed:
+            raise UserError("\n  ".join([f"the backup {final} was taken, and is not everywhere:", *failed]))
+        lines += done
         lines += [f"removed, because {args['keep']} are kept: {', '.join(removed)}"] if removed else []
         return {"changed": True, "path": str(final), "lines": lines}

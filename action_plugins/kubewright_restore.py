@@ -6,6 +6,7 @@ import datetime
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         self._args = self._task.args
         # Made by Ansible for this run, 0700, removed at its end.
-        self._work = Path(constants.DEFAULT_LOCAL_TMP) / "restore"
+        self._work = backup.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
         try:
             found: dict[str, Any] = getattr(self, f"_{self._args['step']}")()
         except UserError as error:
             return {"failed": True, "msg": str(error)}
+        except OSError as error:
+            return {"failed": True, "msg": f"on the controller: {error}"}
         return found
 
     def _ask(self, step: str, **arguments: Any) -> Any:
@@ -70,28 +73,33 @@ class ActionModule(ActionBase):
         replace = self._variable("etcd_restore_secrets") == "replace"
         if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
             return {"changed": False, "lines": []}
-        opened = self._opened(name)
-        self._refuse_foreign(opened, name, backup.cas(places["pki"]))
-        if replace and not empty and not self._task.check_mode:
-            said = self._vars.get("confirm")
-            doing = f"replaces {places['pki']} and {places['secrets']} by those of {opened.path}"
-            confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
-        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        if self._task.check_mode:
-            return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
-        told = [backup.custody(opened.directory, p, t, moment, replace=replace) for p, t in places.items()]
+        path = backup.find(source, self._path("directory"), name)
+        full = [place for place in places.values() if place not in empty]
+        # Keys lie in plain beside where they belong, and only as long as this takes.
+        with backup.workplace(places["secrets"].parent) as work:
+            manifest = backup.read(path, self._secret(), work, tuple(f"{prefix}/" for prefix in places))
+            self._refuse_foreign(path, manifest, name, backup.cas(places["pki"]))
+            if self._task.check_mode:
+                return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
+            if replace and full:
+                said = self._vars.get("confirm")
+                doing = f"replaces {' and '.join(map(str, full))} by what is in {path}"
+                confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
+            moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+            told = [backup.custody(work, prefix, place, moment, replace=replace) for prefix, place in places.items()]
         return {"changed": any(told), "lines": [line for line in told if line]}
 
-    def _refuse_foreign(self, opened: backup.Opened, cluster: str, own: list[str]) -> None:
-        reason = backup.foreign(opened.manifest, cluster, own)
+    def _refuse_foreign(self, path: Path, manifest: Mapping[str, Any], cluster: str, own: list[str]) -> None:
+        reason = backup.foreign(manifest, cluster, own)
         if reason and self._variable("etcd_restore_foreign") != "allow":
             raise UserError(
-                f"{opened.path} is not a backup of this cluster: {reason}; nothing has been done",
+                f"{path} is not a backup of this cluster: {reason}; nothing has been done",
                 "is this the right inventory, the right file? -e etcd_restore_foreign=allow takes it all the same",
             )
 
     def _open(self) -> dict[str, Any]:
         cluster = str(self._vars["ansible_facts"]["cluster"]["name"])
+        machines = self._vars["ansible_facts"]["cluster"]["machines"]
         source, rehearsal = str(self._args["source"]), bool(self._args.get("rehearsal"))
         members = self._args["members"]
         names = [one["name"] for one in members]
@@ -119,8 +127,8 @@ class ActionModule(ActionBase):
             what = f"the data of {source}"
         else:
             opened = self._opened(cluster)
-            self._refuse_foreign(opened, cluster, backup.cas(self._path("pki")))
-            reason = "" if rehearsal else backup.differing(opened.directory, self._path("secrets"))
+            self._refuse_foreign(opened.path, opened.manifest, cluster, backup.cas(self._path("pki")))
+            reason = "" if rehearsal else backup.differing(opened.manifest, self._path("secrets"))
             if reason:
                 raise UserError(f"{opened.path}: {reason}")
             known = opened.manifest["etcd"]
@@ -129,7 +137,10 @@ class ActionModule(ActionBase):
             what = f"{opened.path}, {opened.age()} old, revision {known['revision']} of etcd {known['version']}"
             newest = restore.newest(seen, remains)
             what += f" (the members are at {newest})" if newest else ""
-        problems = [] if rehearsal else restore.problems(names, remains, size, str(self._args["data"]))
+        problems = []
+        if not rehearsal:
+            away = [one["name"] for one in machines.values() if one["is_master"] and not self._asked(one["name"])]
+            problems = restore.problems(names, remains, size, str(self._args["data"]), away)
         if problems:
             raise UserError("\n  ".join(["nothing has been done:", *problems]))
         healthy = sum(one["healthy"] for one in seen)
@@ -138,6 +149,21 @@ class ActionModule(ActionBase):
             f"{healthy} of {len(names)} are healthy now). What was written since is lost; their data is moved aside"
         )
         return {"changed": False, "plan": plan, "doing": doing, "lines": [*lines, f"restoring: {what}"], "what": what}
+
+    def _asked(self, machine: str) -> bool:
+        """Whether a machine is in this run and answered the preflight."""
+        return "facts" in (self._vars["hostvars"][machine].get("preflight_machine") or {})
+
+    def _remains(self) -> dict[str, Any]:
+        args = self._args
+        # Through which the snapshot would come.
+        transfer = self._make_tmp_path()
+        self._connection._shell.tmpdir = transfer
+        try:
+            found = self._ask("remains", data=args["data"], url=args["url"], staging=args["staging"], transfer=transfer)
+        finally:
+            self._remove_tmp_path(transfer)
+        return {"changed": False, "result": found}
 
     def _member(self) -> dict[str, Any]:
         """Run on another machine than the one whose member is to be replaced."""
@@ -185,6 +211,7 @@ class ActionModule(ActionBase):
     def _staged(self) -> str:
         directory = self._make_tmp_path()
         self._connection._shell.tmpdir = directory
+        self._ask("room", path=directory, wanted=self._snapshot().stat().st_size, what="the snapshot on its way")
         path = str(self._connection._shell.join_path(directory, "snapshot.db"))
         self._transfer_file(str(self._snapshot()), path)
         return path

@@ -35,6 +35,7 @@ _SUFFIX = ".kwbackup"
 _STAMP = "%Y%m%dT%H%M%SZ"
 # Of what is being written; the next run removes it.
 _PARTIAL = ".partial-"
+_UNPACKED = "kubewright-restore-"
 _SHORTEST_PASSPHRASE = 12
 _COMMAND_SECONDS = 3600
 # The CAs whose certificates say which cluster it is.
@@ -76,7 +77,7 @@ def passphrase(value: str, file: str, environment: str) -> str:
         path = Path(file).expanduser()
         try:
             mode = path.stat().st_mode
-            said = path.read_text().strip("\n")
+            lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"etcd_backup_passphrase_file: {path} cannot be read: {error}") from None
         if mode & 0o077:
@@ -84,6 +85,12 @@ def passphrase(value: str, file: str, environment: str) -> str:
                 f"etcd_backup_passphrase_file: {path} has mode {mode & 0o777:04o}, so others may read it",
                 f"chmod 600 {path}",
             )
+        if any(line.strip() for line in lines[1:]):
+            raise UserError(
+                f"etcd_backup_passphrase_file: {path} has more than one line: nothing has been done",
+                "only the first could be the passphrase; keep notes elsewhere",
+            )
+        said = lines[0] if lines else ""
     if not said:
         raise UserError(
             "there is no passphrase for backups, which hold the keys of the whole cluster: nothing has been done",
@@ -139,8 +146,14 @@ def digest(path: Path) -> str:
 
 def _tree(prefix: str, directory: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        # A key may be kept in a safe that is mounted, with a link to it here.
+        if path.is_file():
             yield f"{prefix}/{path.relative_to(directory).as_posix()}", path
+        elif path.is_symlink():
+            raise UserError(
+                f"{path} is a link to what is no file, and a backup without it may be of no use: nothing has been done",
+                "mount what it points to, or remove it",
+            )
 
 
 @contextmanager
@@ -156,12 +169,25 @@ def workplace(directory: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def unpacking(temporary: Path, owner: int) -> Path:
+    """Where what a backup holds lies in plain for one run, below Ansible's `temporary` directory of this run.
+
+    Ansible removes that at its end; what runs left that were killed goes here. `owner`: process id of the run.
+    """
+    for left in temporary.parent.glob(f"*/{_UNPACKED}*"):
+        number = left.name.removeprefix(_UNPACKED)
+        if number.isdecimal() and int(number) != owner and not Path("/proc", number).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return temporary / f"{_UNPACKED}{owner}"
+
+
 def write(
     target: Path, secret: str, facts: Mapping[str, Any], snapshot: Path, trees: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Write a backup to `target` (0600) and return its manifest.
 
-    `facts`: cluster, created, etcd. `trees`: prefix such as `pki` -> directory, whose regular files are taken along.
+    `facts`: cluster, created, etcd. `trees`: prefix such as `pki` -> directory, whose files are taken along, also those
+    that it links to.
     """
     parts = [(SNAPSHOT, snapshot), *(entry for prefix, tree in trees.items() for entry in _tree(prefix, tree))]
     described: dict[str, dict[str, Any]] = {
@@ -199,18 +225,37 @@ def _copy(source: IO[bytes], target: Path | None, mode: int) -> str:
         while block := source.read(1 << 20):
             digest.update(block)
         return digest.hexdigest()
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stream = os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+    except OSError as error:
+        raise _unwritten(target, error) from None
+    with stream:
         while block := source.read(1 << 20):
             digest.update(block)
-            stream.write(block)
+            try:
+                _write_all(stream, block)
+            except OSError as error:
+                raise _unwritten(target, error) from None
         # Whatever an archive says: nobody else reads what was in it.
         os.fchmod(stream.fileno(), 0o600 | (mode & 0o044))
     return digest.hexdigest()
 
 
-def read(path: Path, secret: str, directory: Path | None) -> dict[str, Any]:
-    """Read a backup to its end and return its manifest; its parts go below `directory` (0700), if there is one.
+def _write_all(stream: IO[bytes], block: bytes) -> None:
+    left = memoryview(block)
+    while left:
+        left = left[stream.write(left) :]
+
+
+def _unwritten(target: Path, error: OSError) -> UserError:
+    return UserError(f"{target} cannot be written: {error.strerror or error}", "nothing but this has been done")
+
+
+def read(path: Path, secret: str, directory: Path | None, wanted: Sequence[str] = ("",)) -> dict[str, Any]:
+    """Read a backup to its end and return its manifest.
+
+    Its parts whose names begin with one of `wanted` go below `directory` (0700), if there is one.
 
     UserError for a wrong passphrase, a file that is damaged, or one whose parts are not those of its manifest.
     """
@@ -230,7 +275,7 @@ def read(path: Path, secret: str, directory: Path | None) -> dict[str, Any]:
                         if entry.name == _MANIFEST:
                             manifest = json.loads(content.read())
                             continue
-                        target = directory / pure if directory else None
+                        target = directory / pure if directory and entry.name.startswith(tuple(wanted)) else None
                         seen[entry.name] = _copy(content, target, entry.mode)
                 while packed.read(1 << 20):
                     pass
@@ -248,8 +293,8 @@ def read(path: Path, secret: str, directory: Path | None) -> dict[str, Any]:
 
 
 def opened(path: Path, secret: str, directory: Path) -> Opened:
-    """`read` into a directory, with etcd's own checksum of the snapshot compared as well."""
-    found = Opened(path, read(path, secret, directory), directory)
+    """`read` the snapshot into a directory, with etcd's own checksum compared as well."""
+    found = Opened(path, read(path, secret, directory, (SNAPSHOT,)), directory)
     if not is_whole(str(found.snapshot)):
         raise DamagedError(
             f"the snapshot in {path} is corrupt: it does not end with its SHA-256; nothing has been done",
@@ -313,6 +358,25 @@ def target_problems(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"etcd_backup_targets: {problem}" for problem in found]
 
 
+def deliver_all(
+    path: Path, targets: Sequence[Mapping[str, Any]], cluster: str, keep: int
+) -> tuple[list[str], list[str]]:
+    """`deliver` to every target, and `prune` those that are directories; (what was done, what failed)."""
+    done, failed = [], []
+    for target in targets:
+        try:
+            done.append(f"copied to {deliver(path, target)}")
+            if "directory" in target:
+                directory = Path(str(target["directory"]))
+                for left in directory.glob(f"{_PARTIAL}{cluster}-*{_SUFFIX}"):
+                    left.unlink()
+                removed = prune(directory, cluster, keep)
+                done += [f"removed from {directory}: {', '.join(removed)}"] if removed else []
+        except (UserError, OSError) as error:
+            failed.append(str(error))
+    return done, failed
+
+
 def deliver(path: Path, target: Mapping[str, Any]) -> str:
     """Copy a finished backup to one target; what was done. `{}` in a command stands for the path, else it is the last.
 
@@ -366,12 +430,18 @@ def custody(directory: Path, prefix: str, target: Path, moment: str, *, replace:
     return told
 
 
-def differing(directory: Path, secrets: Path) -> str:
+def differing(manifest: Mapping[str, Any], secrets: Path) -> str:
     """Why Secrets of a backup could not be read with what this controller has; empty when they could."""
-    kept, own = directory / "secrets" / "encryption_key", secrets / "encryption_key"
-    if kept.is_file() and own.is_file() and kept.read_bytes().strip() != own.read_bytes().strip():
+    kept, own = manifest["parts"].get("secrets/encryption_key"), secrets / "encryption_key"
+    if kept and own.is_file():
+        key = own.read_bytes().strip()
+        # It is told by its digest, so that it need not be unpacked.
+        same = kept["sha256"] in {hashlib.sha256(text).hexdigest() for text in (own.read_bytes(), key, key + b"\n")}
+    else:
+        same = True
+    if not same:
         return (
             f"Secrets of the backup are encrypted with another key than that in {secrets}; to take pki/ and secrets/ "
-            "of the backup, add -e etcd_restore_secrets=true: those that are there are moved aside"
+            "of the backup, add -e etcd_restore_secrets=replace: those that are there are moved aside"
         )
     return ""

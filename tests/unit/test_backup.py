@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -17,12 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kubewright import backup, envelope
 from kubewright.errors import UserError
 
 SECRET = "correct horse battery"
 BLOCK = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(path: Path) -> list[str]:
+    return sorted(one.name for one in path.iterdir())
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +139,7 @@ def test_a_backup_holds_everything_and_shows_nothing(ours: Controller, tmp_path:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     found = backup.opened(path, SECRET, tmp_path / "out")
     assert found.manifest["cluster"] == "lab"
+    assert backup.read(path, SECRET, tmp_path / "out", ("pki/", "secrets/")) == found.manifest
     assert set(found.manifest["parts"]) == {
         backup.SNAPSHOT,
         "pki/etcd-ca.pem",
@@ -171,24 +179,65 @@ def test_whose_backup_it_is(ours: Controller, tmp_path: Path) -> None:
 
 
 def test_custody_is_taken_where_there_is_none_only(ours: Controller, tmp_path: Path) -> None:
-    found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
+    out = tmp_path / "out"
+    backup.read(ours.back_up(), SECRET, out, ("pki/",))
+    assert names(out) == ["pki"]
     pki = tmp_path / "new/pki"
     pki.parent.mkdir()
-    assert "restored from the backup" in backup.custody(found.directory, "pki", pki, "NOW", replace=False)
+    assert "restored from the backup" in backup.custody(out, "pki", pki, "NOW", replace=False)
     assert stat.S_IMODE(pki.stat().st_mode) == 0o700
     assert stat.S_IMODE((pki / "etcd-ca-key.pem").stat().st_mode) == 0o600
     (pki / "mine").write_text("x")
-    assert backup.custody(found.directory, "pki", pki, "NOW", replace=False) == ""
-    assert "pki.before-NOW" in backup.custody(found.directory, "pki", pki, "NOW", replace=True)
+    assert backup.custody(out, "pki", pki, "NOW", replace=False) == ""
+    assert "pki.before-NOW" in backup.custody(out, "pki", pki, "NOW", replace=True)
     assert (tmp_path / "new/pki.before-NOW/mine").exists()
     assert not (pki / "mine").exists()
 
 
 def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
     found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
-    assert backup.differing(found.directory, ours.secrets) == ""
+    # Nothing but the snapshot was unpacked.
+    assert names(tmp_path / "out") == ["etcd"]
+    assert backup.differing(found.manifest, ours.secrets) == ""
+    (ours.secrets / "encryption_key").write_text("onesecret\n")
+    assert backup.differing(found.manifest, ours.secrets) == ""
     (ours.secrets / "encryption_key").write_text("rotated")
-    assert "another key" in backup.differing(found.directory, ours.secrets)
+    said = backup.differing(found.manifest, ours.secrets)
+    assert "another key" in said
+    specs = yaml.safe_load((ROOT / "roles/etcd/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+    value = re.findall(r"-e etcd_restore_secrets=(\w+)", said)
+    assert value[0] in specs["options"]["etcd_restore_secrets"]["choices"]
+
+
+def test_a_key_that_is_a_link_is_taken_along(ours: Controller, tmp_path: Path) -> None:
+    safe = tmp_path / "safe"
+    (ours.secrets / "encryption_key").rename(safe)
+    (ours.secrets / "encryption_key").symlink_to(safe)
+    backup.read(ours.back_up(), SECRET, tmp_path / "out")
+    assert (tmp_path / "out/secrets/encryption_key").read_text() == "onesecret"
+    safe.unlink()
+    with pytest.raises(UserError, match="encryption_key is a link to what is no file"):
+        ours.back_up(hour=2)
+
+
+def test_a_disk_of_the_controller_that_is_full_is_not_a_bad_backup(ours: Controller, tmp_path: Path) -> None:
+    path = ours.back_up()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/etcd").write_text("no directory")
+    with pytest.raises(UserError, match=r"out/etcd/snapshot\.db cannot be written"):
+        backup.opened(path, SECRET, tmp_path / "out")
+
+
+def test_what_killed_runs_unpacked_goes_with_the_next(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for number in (ended.pid, os.getpid()):
+        place = tmp_path / f"ansible-local-{number}" / f"kubewright-restore-{number}"
+        place.mkdir(parents=True)
+        (place / "snapshot.db").write_text("x")
+    place = backup.unpacking(tmp_path / "ansible-local-1", 1)
+    assert place.parent == tmp_path / "ansible-local-1"
+    assert [path.parent.parent.name for path in tmp_path.rglob("snapshot.db")] == [f"ansible-local-{os.getpid()}"]
 
 
 def test_retention_keeps_the_newest_whatever_it_is_told(ours: Controller) -> None:
@@ -243,6 +292,19 @@ def test_targets(ours: Controller, tmp_path: Path) -> None:
         backup.deliver(path, {"command": ["cp", "{}", str(tmp_path / "no/dir")]})
 
 
+def test_a_target_that_fails_stops_no_other(ours: Controller, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / f".partial-{ours.back_up().name}").write_text("of a run that was killed")
+    targets: list[dict[str, Any]] = [{"command": ["false"]}, {"directory": str(share)}]
+    for hour in (2, 3, 4):
+        done, failed = backup.deliver_all(ours.back_up(hour=hour), targets, "lab", 2)
+        assert failed[0].startswith("false ended with 1")
+    assert len(failed) == 1
+    assert done[1].startswith(f"removed from {share}: lab-20260101T02")
+    assert [name[:15] for name in names(share)] == ["lab-20260101T03", "lab-20260101T04"]
+
+
 def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "passphrase"
     file.write_text(f"{SECRET}\n")
@@ -250,6 +312,12 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert backup.passphrase("", str(file), "") == SECRET
     assert backup.passphrase("from the vault", str(file), "") == "from the vault"
     assert backup.passphrase("", "", "of the environment") == "of the environment"
+    file.write_text(f"{SECRET}\r\n\n")
+    assert backup.passphrase("", str(file), "") == SECRET
+    file.write_text(f"{SECRET}\nkeep this safe\n")
+    with pytest.raises(UserError, match="more than one line"):
+        backup.passphrase("", str(file), "")
+    file.write_text(SECRET)
     file.chmod(0o644)
     for arguments, words in (
         (("", str(file), ""), "others may read it"),
