@@ -11,13 +11,13 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from kubewright import backup
+from kubewright import backup, backup_archive, backup_store
 from kubewright.errors import UserError
 from kubewright.machine import etcd_snapshot, etcd_status
 
 
 class ActionModule(ActionBase):
-    """Runs once, on any machine with a client certificate of etcd; logic in src/kubewright/backup.py."""
+    """Runs once, on any machine with a client certificate of etcd; logic in src/kubewright/backup*.py."""
 
     _supports_check_mode = True
 
@@ -47,14 +47,14 @@ class ActionModule(ActionBase):
     def _run(self) -> dict[str, Any]:
         begin = time.monotonic()
         args = self._args
-        backup.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
+        backup_store.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
         secret = backup.passphrase(
             self._variable("etcd_backup_passphrase"),
             self._variable("etcd_backup_passphrase_file"),
             os.environ.get("KUBEWRIGHT_BACKUP_PASSPHRASE", ""),
         )
         directory, pki, secrets = (Path(str(args[name])) for name in ("directory", "pki", "secrets"))
-        problems = backup.target_problems(args.get("targets") or [])
+        problems = backup_store.target_problems(args.get("targets") or [])
         problems += [
             f"{path} is not there, and a backup without it is of no use; run this where the cluster was made"
             for path in (pki / "etcd-ca-key.pem", secrets / "encryption_key")
@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
         if lacks:
             raise UserError(f"{self._vars['inventory_hostname']}: {lacks}: nothing has been done", "make room there")
         # The snapshot and the archive beside each other.
-        backup.need_room(directory, 2 * size, "the snapshot and the backup")
+        backup_store.need_room(directory, 2 * size, "the snapshot and the backup")
         if self._task.check_mode:
             return {"changed": True, "path": "", "lines": [f"would take a snapshot of {name} into {directory}"]}
         return self._take(directory, secret, {"pki": pki, "secrets": secrets}, begin)
@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
     def _take(self, directory: Path, secret: str, trees: dict[str, Path], begin: float) -> dict[str, Any]:
         args = self._args
         cluster = str(self._vars["ansible_facts"]["cluster"]["name"])
-        with backup.workplace(directory) as work:
+        with backup_store.workplace(directory) as work:
             snapshot = work / "snapshot.db"
             taken = self._ask(
                 "snapshot",
@@ -95,15 +95,16 @@ class ActionModule(ActionBase):
             finally:
                 self._ask("discard", directory=args["staging"])
             snapshot.chmod(0o600)
-            if backup.digest(snapshot) != taken["sha256"]:
+            if backup_archive.digest(snapshot) != taken["sha256"]:
                 raise UserError("the snapshot was damaged on its way to the controller", "run again")
             moment = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
             etcd = {key: taken[key] for key in ("member", "cluster", "version", "revision", "hash", "keys", "size")}
-            facts = {"cluster": cluster, "created": moment.isoformat(), "etcd": etcd}
-            draft = work / backup.name_of(cluster, moment, taken["revision"])
-            manifest = backup.write(draft, secret, facts, snapshot, trees)
+            cas = backup.cas(trees["pki"])
+            facts = {"cluster": cluster, "created": moment.isoformat(), "etcd": etcd, "cas": cas}
+            draft = work / backup_store.name_of(cluster, moment, taken["revision"])
+            manifest = backup_archive.write(draft, secret, facts, snapshot, trees)
             # A backup that cannot be read is none: before any older one goes.
-            if backup.read(draft, secret, None) != manifest:
+            if backup_archive.read(draft, secret, None) != manifest:
                 raise UserError(f"{draft.name} cannot be read back as it was written", "is the disk failing?")
             final = directory / draft.name
             draft.replace(final)
@@ -113,8 +114,8 @@ class ActionModule(ActionBase):
             f"{taken['keys']} keys, hash {taken['hash']:08x}, {etcd_status.megabytes(taken['size'])}",
             f"with {', '.join(trees)}: {len(manifest['parts']) - 1} files",
         ]
-        done, failed = backup.deliver_all(final, args.get("targets") or [], cluster, int(args["keep"]))
-        removed = backup.prune(directory, cluster, int(args["keep"]))
+        done, failed = backup_store.deliver_all(final, args.get("targets") or [], cluster, int(args["keep"]))
+        removed = backup_store.prune(directory, cluster, int(args["keep"]))
         if failed:
             raise UserError("\n  ".join([f"the backup {final} was taken, and is not everywhere:", *failed]))
         lines += done

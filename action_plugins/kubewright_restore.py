@@ -13,12 +13,12 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from kubewright import backup, confirmation, explain, restore
+from kubewright import backup, backup_archive, backup_store, confirmation, explain, restore
 from kubewright.errors import UserError
 
 
 class ActionModule(ActionBase):
-    """Steps of a restore; logic in src/kubewright/{backup,restore}.py and src/kubewright/machine/etcd_*.py."""
+    """Steps of a restore; logic in src/kubewright/{backup*,restore}.py and src/kubewright/machine/etcd_*.py."""
 
     _supports_check_mode = True
 
@@ -28,7 +28,7 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         self._args = self._task.args
         # Made by Ansible for this run, 0700, removed at its end.
-        self._work = backup.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
+        self._work = backup_store.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
         try:
             found: dict[str, Any] = getattr(self, f"_{self._args['step']}")()
         except UserError as error:
@@ -58,12 +58,12 @@ class ActionModule(ActionBase):
     def _path(self, name: str) -> Path:
         return Path(str(self._args[name]))
 
-    def _opened(self, cluster: str) -> backup.Opened:
-        path = backup.find(str(self._args["source"]), self._path("directory"), cluster)
+    def _opened(self, cluster: str) -> backup_archive.Opened:
+        path = backup_store.find(str(self._args["source"]), self._path("directory"), cluster)
         # The archive is compressed: of how much is only known afterwards.
-        backup.need_room(self._work.parent, 4 * path.stat().st_size, "the contents of the backup")
+        backup_store.need_room(self._work.parent, 4 * path.stat().st_size, "the contents of the backup")
         self._work.mkdir(mode=0o700, exist_ok=True)
-        return backup.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=self._work)))
+        return backup_archive.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=self._work)))
 
     def _custody(self) -> dict[str, Any]:
         """Before the preflight, which refuses a controller without the cluster's CAs."""
@@ -73,11 +73,11 @@ class ActionModule(ActionBase):
         replace = self._variable("etcd_restore_secrets") == "replace"
         if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
             return {"changed": False, "lines": []}
-        path = backup.find(source, self._path("directory"), name)
+        path = backup_store.find(source, self._path("directory"), name)
         full = [place for place in places.values() if place not in empty]
         # Keys lie in plain beside where they belong, and only as long as this takes.
-        with backup.workplace(places["secrets"].parent) as work:
-            manifest = backup.read(path, self._secret(), work, tuple(f"{prefix}/" for prefix in places))
+        with backup_store.workplace(places["secrets"].parent) as work:
+            manifest = backup_archive.read(path, self._secret(), work, tuple(f"{prefix}/" for prefix in places))
             self._refuse_foreign(path, manifest, name, backup.cas(places["pki"]))
             if self._task.check_mode:
                 return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
@@ -108,7 +108,7 @@ class ActionModule(ActionBase):
         if not rehearsal:
             replies = {name: self._vars["hostvars"][name].get("etcd_remains") for name in names}
             remains = {name: reply["result"] for name, reply in replies.items() if reply and reply.get("result")}
-        there = backup.listed(self._path("directory"), cluster)
+        there = backup_store.listed(self._path("directory"), cluster)
         lines = [*restore.states(seen, remains), *restore.backups(there)]
         if not source:
             raise UserError(
@@ -134,7 +134,8 @@ class ActionModule(ActionBase):
             known = opened.manifest["etcd"]
             size, plan["revision"] = opened.snapshot.stat().st_size, int(known["revision"])
             plan["snapshot"] = str(opened.snapshot)
-            what = f"{opened.path}, {opened.age()} old, revision {known['revision']} of etcd {known['version']}"
+            age = backup_store.age(datetime.datetime.fromisoformat(opened.manifest["created"]).timestamp())
+            what = f"{opened.path}, {age} old, revision {known['revision']} of etcd {known['version']}"
             newest = restore.newest(seen, remains)
             what += f" (the members are at {newest})" if newest else ""
         problems = []
@@ -204,7 +205,7 @@ class ActionModule(ActionBase):
             self._connection.fetch_file(taken["path"], str(self._work / "salvaged.db"))
         finally:
             self._ask("discard", directory=args["staging"])
-        if backup.digest(self._work / "salvaged.db") != taken["sha256"]:
+        if backup_archive.digest(self._work / "salvaged.db") != taken["sha256"]:
             raise UserError("the snapshot was damaged on its way to the controller", "run again")
         return {"changed": True, "lines": [f"revision {taken['revision']}, {taken['keys']} keys"]}
 
@@ -228,7 +229,7 @@ class ActionModule(ActionBase):
             "token": f"etcd-{cluster['name']}-{plan['moment']}",
         }
         path = self._staged()
-        digest = backup.digest(self._snapshot())
+        digest = backup_archive.digest(self._snapshot())
         try:
             done = self._ask(
                 "place",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kubewright import backup
+from kubewright import backup_store
 from kubewright.machine import etcd_status
 
 _SPARE = 64 << 20
@@ -28,7 +28,7 @@ def states(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
             revision = "" if left["revision"] is None else f", revision {left['revision']}"
             size = etcd_status.megabytes(left["size"])
             lines.append(
-                f"{one['name']}: data of {backup.age(left['written'])} ago ({size}){revision}, does not answer"
+                f"{one['name']}: data of {backup_store.age(left['written'])} ago ({size}){revision}, does not answer"
             )
         if left and left["interrupted"]:
             lines[-1] += ", from a restore that was interrupted"
@@ -37,7 +37,7 @@ def states(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
 
 def backups(paths: Sequence[Path], shown: int = 5) -> list[str]:
     """A line on each of the newest backups."""
-    return [f"{path.name}: {backup.age(path.stat().st_mtime)} ago" for path in paths[:shown]] or ["no backup"]
+    return [f"{path.name}: {backup_store.age(path.stat().st_mtime)} ago" for path in paths[:shown]] or ["no backup"]
 
 
 def newest(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[str, Any]]) -> int:
