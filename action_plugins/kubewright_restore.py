@@ -6,7 +6,7 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,14 @@ class ActionModule(ActionBase):
     def _path(self, name: str) -> Path:
         return Path(str(self._args[name]))
 
-    def _opened(self, cluster: str) -> backup_archive.Opened:
+    def _opened(self, cluster: str, directory: Path, wanted: Sequence[str] = ()) -> backup_archive.Opened:
         path = backup_store.find(str(self._args["source"]), self._path("directory"), cluster)
         # The archive is compressed: of how much is only known afterwards.
-        backup_store.need_room(self._work.parent, 4 * path.stat().st_size, "the contents of the backup")
-        self._work.mkdir(mode=0o700, exist_ok=True)
-        return backup_archive.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=self._work)))
+        backup_store.need_room(directory.parent, 4 * path.stat().st_size, "the contents of the backup")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        opened = backup_archive.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=directory)), wanted)
+        self._refuse_foreign(opened, cluster, backup.cas(self._path("pki")))
+        return opened
 
     def _custody(self) -> dict[str, Any]:
         """Before the preflight, which refuses a controller without the cluster's CAs."""
@@ -73,27 +75,25 @@ class ActionModule(ActionBase):
         replace = self._variable("etcd_restore_secrets") == "replace"
         if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
             return {"changed": False, "lines": []}
-        path = backup_store.find(source, self._path("directory"), name)
         full = [place for place in places.values() if place not in empty]
         # Keys lie in plain beside where they belong, and only as long as this takes.
         with backup_store.workplace(places["secrets"].parent) as work:
-            manifest = backup_archive.read(path, self._secret(), work, tuple(f"{prefix}/" for prefix in places))
-            self._refuse_foreign(path, manifest, name, backup.cas(places["pki"]))
+            opened = self._opened(name, work, [f"{prefix}/" for prefix in places])
             if self._task.check_mode:
                 return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
             if replace and full:
                 said = self._vars.get("confirm")
-                doing = f"replaces {' and '.join(map(str, full))} by what is in {path}"
+                doing = f"replaces {' and '.join(map(str, full))} by what is in {opened.path}"
                 confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
             moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-            told = [backup.custody(work, prefix, place, moment, replace=replace) for prefix, place in places.items()]
+            told = [backup.custody(opened.directory, p, t, moment, replace=replace) for p, t in places.items()]
         return {"changed": any(told), "lines": [line for line in told if line]}
 
-    def _refuse_foreign(self, path: Path, manifest: Mapping[str, Any], cluster: str, own: list[str]) -> None:
-        reason = backup.foreign(manifest, cluster, own)
+    def _refuse_foreign(self, opened: backup_archive.Opened, cluster: str, own: list[str]) -> None:
+        reason = backup.foreign(opened.manifest, cluster, own)
         if reason and self._variable("etcd_restore_foreign") != "allow":
             raise UserError(
-                f"{path} is not a backup of this cluster: {reason}; nothing has been done",
+                f"{opened.path} is not a backup of this cluster: {reason}; nothing has been done",
                 "is this the right inventory, the right file? -e etcd_restore_foreign=allow takes it all the same",
             )
 
@@ -126,8 +126,7 @@ class ActionModule(ActionBase):
             size, plan["machine"] = int(left["size"]), source
             what = f"the data of {source}"
         else:
-            opened = self._opened(cluster)
-            self._refuse_foreign(opened.path, opened.manifest, cluster, backup.cas(self._path("pki")))
+            opened = self._opened(cluster, self._work)
             reason = "" if rehearsal else backup.differing(opened.manifest, self._path("secrets"))
             if reason:
                 raise UserError(f"{opened.path}: {reason}")

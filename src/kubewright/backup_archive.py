@@ -163,9 +163,9 @@ def read(path: Path, secret: str, directory: Path | None, wanted: Sequence[str] 
     return manifest
 
 
-def opened(path: Path, secret: str, directory: Path) -> Opened:
-    """`read` the snapshot into a directory, with etcd's own checksum compared as well."""
-    found = Opened(path, read(path, secret, directory, (SNAPSHOT,)), directory)
+def opened(path: Path, secret: str, directory: Path, wanted: Sequence[str] = ()) -> Opened:
+    """`read` the snapshot and what is `wanted` into a directory, with etcd's own checksum compared as well."""
+    found = Opened(path, read(path, secret, directory, (SNAPSHOT, *wanted)), directory)
     if not is_whole(str(found.snapshot)):
         raise DamagedError(
             f"the snapshot in {path} is corrupt: it does not end with its SHA-256; nothing has been done",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +195,36 @@ def test_custody_is_taken_where_there_is_none_only(ours: Controller, tmp_path: P
     assert "pki.before-NOW" in backup.custody(out, "pki", pki, "NOW", replace=True)
     assert (tmp_path / "new/pki.before-NOW/mine").exists()
     assert not (pki / "mine").exists()
+
+
+def custody_step(ours: Controller, work: Path, confirm: str | None) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("restore_action", ROOT / "action_plugins/kubewright_restore.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    action = object.__new__(module.ActionModule)
+    action._args = {"source": "latest", "name": "lab", "directory": str(ours.backups)}
+    action._args |= {"pki": str(ours.pki), "secrets": str(ours.secrets)}
+    action._vars = {"groups": {}, "etcd_restore_secrets": "replace", "etcd_backup_passphrase": SECRET}
+    action._vars |= {"confirm": confirm} if confirm else {}
+    action._templar = SimpleNamespace(template=lambda value: value)
+    action._task = SimpleNamespace(check_mode=False)
+    action._work = work
+    done: dict[str, Any] = action._custody()
+    return done
+
+
+def test_secrets_are_not_replaced_without_a_word_where_only_pki_is_gone(ours: Controller, tmp_path: Path) -> None:
+    ours.back_up()
+    shutil.rmtree(ours.pki)
+    (ours.secrets / "encryption_key").write_text("rotated")
+    with pytest.raises(UserError, match="add -e confirm=lab") as caught:
+        custody_step(ours, tmp_path / "work", None)
+    assert f"replaces {ours.secrets} by what is in" in str(caught.value)
+    assert (ours.secrets / "encryption_key").read_text() == "rotated"
+    custody_step(ours, tmp_path / "work", "lab")
+    assert (ours.secrets / "encryption_key").read_text() == "onesecret"
+    assert (ours.pki / "etcd-ca-key.pem").exists()
+    assert [one for one in names(ours.home) if one.startswith(".")] == []
 
 
 def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
