@@ -6,18 +6,19 @@ import datetime
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from kubewright import backup, confirmation, explain, restore
+from kubewright import backup, backup_archive, backup_store, confirmation, explain, restore
 from kubewright.errors import UserError
 
 
 class ActionModule(ActionBase):
-    """Steps of a restore; logic in src/kubewright/{backup,restore}.py and src/kubewright/machine/etcd_*.py."""
+    """Steps of a restore; logic in src/kubewright/{backup*,restore}.py and src/kubewright/machine/etcd_*.py."""
 
     _supports_check_mode = True
 
@@ -27,11 +28,13 @@ class ActionModule(ActionBase):
         self._vars = task_vars or {}
         self._args = self._task.args
         # Made by Ansible for this run, 0700, removed at its end.
-        self._work = Path(constants.DEFAULT_LOCAL_TMP) / "restore"
+        self._work = backup_store.unpacking(Path(constants.DEFAULT_LOCAL_TMP), os.getppid())
         try:
             found: dict[str, Any] = getattr(self, f"_{self._args['step']}")()
         except UserError as error:
             return {"failed": True, "msg": str(error)}
+        except OSError as error:
+            return {"failed": True, "msg": f"on the controller: {error}"}
         return found
 
     def _ask(self, step: str, **arguments: Any) -> Any:
@@ -55,12 +58,14 @@ class ActionModule(ActionBase):
     def _path(self, name: str) -> Path:
         return Path(str(self._args[name]))
 
-    def _opened(self, cluster: str) -> backup.Opened:
-        path = backup.find(str(self._args["source"]), self._path("directory"), cluster)
+    def _opened(self, cluster: str, directory: Path, wanted: Sequence[str] = ()) -> backup_archive.Opened:
+        path = backup_store.find(str(self._args["source"]), self._path("directory"), cluster)
         # The archive is compressed: of how much is only known afterwards.
-        backup.need_room(self._work.parent, 4 * path.stat().st_size, "the contents of the backup")
-        self._work.mkdir(mode=0o700, exist_ok=True)
-        return backup.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=self._work)))
+        backup_store.need_room(directory.parent, 4 * path.stat().st_size, "the contents of the backup")
+        directory.mkdir(mode=0o700, exist_ok=True)
+        opened = backup_archive.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=directory)), wanted)
+        self._refuse_foreign(opened, cluster, backup.cas(self._path("pki")))
+        return opened
 
     def _custody(self) -> dict[str, Any]:
         """Before the preflight, which refuses a controller without the cluster's CAs."""
@@ -70,19 +75,21 @@ class ActionModule(ActionBase):
         replace = self._variable("etcd_restore_secrets") == "replace"
         if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
             return {"changed": False, "lines": []}
-        opened = self._opened(name)
-        self._refuse_foreign(opened, name, backup.cas(places["pki"]))
-        if replace and not empty and not self._task.check_mode:
-            said = self._vars.get("confirm")
-            doing = f"replaces {places['pki']} and {places['secrets']} by those of {opened.path}"
-            confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
-        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        if self._task.check_mode:
-            return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
-        told = [backup.custody(opened.directory, p, t, moment, replace=replace) for p, t in places.items()]
+        full = [place for place in places.values() if place not in empty]
+        # Keys lie in plain beside where they belong, and only as long as this takes.
+        with backup_store.workplace(places["secrets"].parent) as work:
+            opened = self._opened(name, work, [f"{prefix}/" for prefix in places])
+            if self._task.check_mode:
+                return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
+            if replace and full:
+                said = self._vars.get("confirm")
+                doing = f"replaces {' and '.join(map(str, full))} by what is in {opened.path}"
+                confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
+            moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+            told = [backup.custody(opened.directory, p, t, moment, replace=replace) for p, t in places.items()]
         return {"changed": any(told), "lines": [line for line in told if line]}
 
-    def _refuse_foreign(self, opened: backup.Opened, cluster: str, own: list[str]) -> None:
+    def _refuse_foreign(self, opened: backup_archive.Opened, cluster: str, own: list[str]) -> None:
         reason = backup.foreign(opened.manifest, cluster, own)
         if reason and self._variable("etcd_restore_foreign") != "allow":
             raise UserError(
@@ -92,6 +99,7 @@ class ActionModule(ActionBase):
 
     def _open(self) -> dict[str, Any]:
         cluster = str(self._vars["ansible_facts"]["cluster"]["name"])
+        machines = self._vars["ansible_facts"]["cluster"]["machines"]
         source, rehearsal = str(self._args["source"]), bool(self._args.get("rehearsal"))
         members = self._args["members"]
         names = [one["name"] for one in members]
@@ -100,7 +108,7 @@ class ActionModule(ActionBase):
         if not rehearsal:
             replies = {name: self._vars["hostvars"][name].get("etcd_remains") for name in names}
             remains = {name: reply["result"] for name, reply in replies.items() if reply and reply.get("result")}
-        there = backup.listed(self._path("directory"), cluster)
+        there = backup_store.listed(self._path("directory"), cluster)
         lines = [*restore.states(seen, remains), *restore.backups(there)]
         if not source:
             raise UserError(
@@ -118,18 +126,21 @@ class ActionModule(ActionBase):
             size, plan["machine"] = int(left["size"]), source
             what = f"the data of {source}"
         else:
-            opened = self._opened(cluster)
-            self._refuse_foreign(opened, cluster, backup.cas(self._path("pki")))
-            reason = "" if rehearsal else backup.differing(opened.directory, self._path("secrets"))
+            opened = self._opened(cluster, self._work)
+            reason = "" if rehearsal else backup.differing(opened.manifest, self._path("secrets"))
             if reason:
                 raise UserError(f"{opened.path}: {reason}")
             known = opened.manifest["etcd"]
             size, plan["revision"] = opened.snapshot.stat().st_size, int(known["revision"])
             plan["snapshot"] = str(opened.snapshot)
-            what = f"{opened.path}, {opened.age()} old, revision {known['revision']} of etcd {known['version']}"
+            age = backup_store.age(datetime.datetime.fromisoformat(opened.manifest["created"]).timestamp())
+            what = f"{opened.path}, {age} old, revision {known['revision']} of etcd {known['version']}"
             newest = restore.newest(seen, remains)
             what += f" (the members are at {newest})" if newest else ""
-        problems = [] if rehearsal else restore.problems(names, remains, size, str(self._args["data"]))
+        problems = []
+        if not rehearsal:
+            away = [one["name"] for one in machines.values() if one["is_master"] and not self._asked(one["name"])]
+            problems = restore.problems(names, remains, size, str(self._args["data"]), away)
         if problems:
             raise UserError("\n  ".join(["nothing has been done:", *problems]))
         healthy = sum(one["healthy"] for one in seen)
@@ -138,6 +149,21 @@ class ActionModule(ActionBase):
             f"{healthy} of {len(names)} are healthy now). What was written since is lost; their data is moved aside"
         )
         return {"changed": False, "plan": plan, "doing": doing, "lines": [*lines, f"restoring: {what}"], "what": what}
+
+    def _asked(self, machine: str) -> bool:
+        """Whether a machine is in this run and answered the preflight."""
+        return "facts" in (self._vars["hostvars"][machine].get("preflight_machine") or {})
+
+    def _remains(self) -> dict[str, Any]:
+        args = self._args
+        # Through which the snapshot would come.
+        transfer = self._make_tmp_path()
+        self._connection._shell.tmpdir = transfer
+        try:
+            found = self._ask("remains", data=args["data"], url=args["url"], staging=args["staging"], transfer=transfer)
+        finally:
+            self._remove_tmp_path(transfer)
+        return {"changed": False, "result": found}
 
     def _member(self) -> dict[str, Any]:
         """Run on another machine than the one whose member is to be replaced."""
@@ -178,13 +204,14 @@ class ActionModule(ActionBase):
             self._connection.fetch_file(taken["path"], str(self._work / "salvaged.db"))
         finally:
             self._ask("discard", directory=args["staging"])
-        if backup.digest(self._work / "salvaged.db") != taken["sha256"]:
+        if backup_archive.digest(self._work / "salvaged.db") != taken["sha256"]:
             raise UserError("the snapshot was damaged on its way to the controller", "run again")
         return {"changed": True, "lines": [f"revision {taken['revision']}, {taken['keys']} keys"]}
 
     def _staged(self) -> str:
         directory = self._make_tmp_path()
         self._connection._shell.tmpdir = directory
+        self._ask("room", path=directory, wanted=self._snapshot().stat().st_size, what="the snapshot on its way")
         path = str(self._connection._shell.join_path(directory, "snapshot.db"))
         self._transfer_file(str(self._snapshot()), path)
         return path
@@ -201,7 +228,7 @@ class ActionModule(ActionBase):
             "token": f"etcd-{cluster['name']}-{plan['moment']}",
         }
         path = self._staged()
-        digest = backup.digest(self._snapshot())
+        digest = backup_archive.digest(self._snapshot())
         try:
             done = self._ask(
                 "place",

@@ -33,7 +33,7 @@ EXAMPLES = r"""
         files: [opt/etcd/cfg/etcd]
         unit: etcd.service
         health:
-          checks: [{kind: http, url: "https://127.0.0.1:2379/health", expect: '"health":"true"'}]
+          checks: [{kind: etcd, url: "https://127.0.0.1:2379"}]
 """
 
 RETURN = r"""

@@ -23,7 +23,8 @@ options:
       - rehearse
       - salvage
       - place
-      - finish
+      - forget
+      - room
       - empty
       - stop
       - restart
@@ -74,9 +75,10 @@ STEPS: dict = {
     "keep": (etcd_snapshot.keep, False),
     "discard": (etcd_snapshot.clear_partial, False),
     "rehearse": (etcd_scratch.rehearse, False),
-    "salvage": (etcd_scratch.salvage, False),
+    "salvage": (etcd_restore.salvage, False),
     "place": (etcd_restore.place, False),
-    "finish": (etcd_restore.finish, False),
+    "forget": (etcd_upkeep.forget, False),
+    "room": (etcd_snapshot.need_room, True),
     "empty": (etcd_restore.empty, False),
     "stop": (etcd_restore.stop, False),
     "restart": (etcd_restore.restart, False),
@@ -112,6 +114,9 @@ def main() -> None:
         module.exit_json(changed=not harmless, result=function(**arguments))
     except FAILURES as error:
         module.fail_json(msg=str(error))
+    except (KeyError, ValueError) as error:
+        # A proxy in front of etcd, or a version that nobody has seen yet.
+        module.fail_json(msg=f"{step}: an answer is not what etcd's is known to be: {error!r}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kubewright import backup
+from kubewright import backup, backup_archive
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     secret = backup.passphrase("", file, "")
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        manifest = backup.read(Path(source), secret, work)
-        snapshot = work / backup.SNAPSHOT
+        manifest = backup_archive.read(Path(source), secret, work)
+        snapshot = work / backup_archive.SNAPSHOT
         if kind == "corrupt":
             content = bytearray(snapshot.read_bytes())
             content[len(content) // 2] ^= 0xFF
@@ -29,8 +29,9 @@ def main() -> None:
             for ca in (work / "pki").glob("*-ca*.pem"):
                 ca.write_text("-----BEGIN CERTIFICATE-----\nb3RoZXI=\n-----END CERTIFICATE-----\n")
         facts = {key: manifest[key] for key in ("cluster", "created", "etcd")}
+        facts["cas"] = backup.cas(work / "pki")
         Path(target).unlink(missing_ok=True)
-        backup.write(Path(target), secret, facts, snapshot, {"pki": work / "pki", "secrets": work / "secrets"})
+        backup_archive.write(Path(target), secret, facts, snapshot, {"pki": work / "pki", "secrets": work / "secrets"})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kubewright import backup
+from kubewright import backup_store
 from kubewright.machine import etcd_status
 
 _SPARE = 64 << 20
@@ -28,7 +28,7 @@ def states(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
             revision = "" if left["revision"] is None else f", revision {left['revision']}"
             size = etcd_status.megabytes(left["size"])
             lines.append(
-                f"{one['name']}: data of {backup.age(left['written'])} ago ({size}){revision}, does not answer"
+                f"{one['name']}: data of {backup_store.age(left['written'])} ago ({size}){revision}, does not answer"
             )
         if left and left["interrupted"]:
             lines[-1] += ", from a restore that was interrupted"
@@ -37,7 +37,7 @@ def states(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
 
 def backups(paths: Sequence[Path], shown: int = 5) -> list[str]:
     """A line on each of the newest backups."""
-    return [f"{path.name}: {backup.age(path.stat().st_mtime)} ago" for path in paths[:shown]] or ["no backup"]
+    return [f"{path.name}: {backup_store.age(path.stat().st_mtime)} ago" for path in paths[:shown]] or ["no backup"]
 
 
 def newest(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[str, Any]]) -> int:
@@ -46,8 +46,17 @@ def newest(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
     return max([*known, *(int(left["revision"] or 0) for left in remains.values())], default=0)
 
 
-def problems(wanted: Sequence[str], remains: Mapping[str, Mapping[str, Any]], size: int, directory: str) -> list[str]:
-    """Why a snapshot of `size` bytes cannot become the data of all of `wanted` (machines of the group etcd)."""
+def problems(
+    wanted: Sequence[str],
+    remains: Mapping[str, Mapping[str, Any]],
+    size: int,
+    directory: str,
+    masters: Sequence[str] = (),
+) -> list[str]:
+    """Why a snapshot of `size` bytes cannot become the data of all of `wanted` (machines of the group etcd).
+
+    `masters`: those of the cluster that the run does not reach.
+    """
     absent = [name for name in wanted if name not in remains]
     found = []
     if absent:
@@ -55,11 +64,19 @@ def problems(wanted: Sequence[str], remains: Mapping[str, Mapping[str, Any]], si
             f"{', '.join(absent)}: not in this run, and all members of a new cluster are restored together: bring them "
             "back, or take them out of the group etcd for now"
         )
+    if masters:
+        found.append(
+            f"{', '.join(masters)}: not in this run, and an API server that goes on there would tell of what is gone: "
+            "bring them back, or stop them for good and take them out of the group kube_master for now"
+        )
     for name, left in remains.items():
-        # The snapshot on its way, and the data made of it.
-        if left["free"] < 2 * size + _SPARE:
-            found.append(
-                f"{name}: {directory} has {left['free'] >> 20} MiB free, {(2 * size + _SPARE) >> 20} MiB are needed; "
-                "make room there"
-            )
+        # The data made of the snapshot, and the snapshot on its way, which goes through Ansible's directory.
+        way = left["transfer"]
+        rooms = [(directory, left["free"], size + (size if way["same"] else 0) + _SPARE)]
+        rooms += [] if way["same"] else [(way["path"], way["free"], size + _SPARE)]
+        found += [
+            f"{name}: {path} has {free >> 20} MiB free, {needed >> 20} MiB are needed; make room there"
+            for path, free, needed in rooms
+            if free < needed
+        ]
     return found

@@ -5,24 +5,33 @@ from __future__ import annotations
 import datetime
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
-from kubewright import backup, envelope
+from kubewright import backup, backup_archive, backup_store, envelope
 from kubewright.errors import UserError
 
 SECRET = "correct horse battery"
 BLOCK = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(path: Path) -> list[str]:
+    return sorted(one.name for one in path.iterdir())
 
 
 @pytest.fixture(autouse=True)
@@ -115,10 +124,11 @@ class Controller:
     def back_up(self, content: bytes = b"page" * 1024, hour: int = 1) -> Path:
         self.backups.mkdir(exist_ok=True)
         moment = datetime.datetime(2026, 1, 1, hour, tzinfo=datetime.UTC)
-        path = self.backups / backup.name_of(self.name, moment, 7)
+        path = self.backups / backup_store.name_of(self.name, moment, 7)
         facts: dict[str, Any] = {"cluster": self.name, "created": moment.isoformat(), "etcd": {"revision": 7}}
+        facts["cas"] = backup.cas(self.pki)
         source = snapshot(self.home / "snapshot.db", content)
-        backup.write(path, SECRET, facts, source, {"pki": self.pki, "secrets": self.secrets})
+        backup_archive.write(path, SECRET, facts, source, {"pki": self.pki, "secrets": self.secrets})
         return path
 
 
@@ -130,10 +140,11 @@ def ours(tmp_path: Path) -> Controller:
 def test_a_backup_holds_everything_and_shows_nothing(ours: Controller, tmp_path: Path) -> None:
     path = ours.back_up()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    found = backup.opened(path, SECRET, tmp_path / "out")
+    found = backup_archive.opened(path, SECRET, tmp_path / "out")
     assert found.manifest["cluster"] == "lab"
+    assert backup_archive.read(path, SECRET, tmp_path / "out", ("pki/", "secrets/")) == found.manifest
     assert set(found.manifest["parts"]) == {
-        backup.SNAPSHOT,
+        backup_archive.SNAPSHOT,
         "pki/etcd-ca.pem",
         "pki/etcd-ca-key.pem",
         "pki/kubernetes-ca.pem",
@@ -151,15 +162,15 @@ def test_a_snapshot_without_its_own_checksum_is_corrupt(ours: Controller, tmp_pa
     ours.backups.mkdir()
     source = ours.home / "bad.db"
     source.write_bytes(b"page" * 1024 + b"0" * 32)
-    backup.write(
+    backup_archive.write(
         path, SECRET, {"cluster": "lab", "created": "", "etcd": {}}, source, {"pki": ours.pki, "secrets": ours.secrets}
     )
     with pytest.raises(UserError, match="is corrupt"):
-        backup.opened(path, SECRET, tmp_path / "out")
+        backup_archive.opened(path, SECRET, tmp_path / "out")
 
 
 def test_whose_backup_it_is(ours: Controller, tmp_path: Path) -> None:
-    manifest = backup.read(ours.back_up(), SECRET, None)
+    manifest = backup_archive.read(ours.back_up(), SECRET, None)
     assert backup.foreign(manifest, "lab", backup.cas(ours.pki)) == ""
     assert "one of the cluster lab, this is prod" in backup.foreign(manifest, "prod", backup.cas(ours.pki))
     other = Controller(tmp_path / "other", ca="two")
@@ -171,55 +182,126 @@ def test_whose_backup_it_is(ours: Controller, tmp_path: Path) -> None:
 
 
 def test_custody_is_taken_where_there_is_none_only(ours: Controller, tmp_path: Path) -> None:
-    found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
+    out = tmp_path / "out"
+    backup_archive.read(ours.back_up(), SECRET, out, ("pki/",))
+    assert names(out) == ["pki"]
     pki = tmp_path / "new/pki"
     pki.parent.mkdir()
-    assert "restored from the backup" in backup.custody(found.directory, "pki", pki, "NOW", replace=False)
+    assert "restored from the backup" in backup.custody(out, "pki", pki, "NOW", replace=False)
     assert stat.S_IMODE(pki.stat().st_mode) == 0o700
     assert stat.S_IMODE((pki / "etcd-ca-key.pem").stat().st_mode) == 0o600
     (pki / "mine").write_text("x")
-    assert backup.custody(found.directory, "pki", pki, "NOW", replace=False) == ""
-    assert "pki.before-NOW" in backup.custody(found.directory, "pki", pki, "NOW", replace=True)
+    assert backup.custody(out, "pki", pki, "NOW", replace=False) == ""
+    assert "pki.before-NOW" in backup.custody(out, "pki", pki, "NOW", replace=True)
     assert (tmp_path / "new/pki.before-NOW/mine").exists()
     assert not (pki / "mine").exists()
 
 
-def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
-    found = backup.opened(ours.back_up(), SECRET, tmp_path / "out")
-    assert backup.differing(found.directory, ours.secrets) == ""
+def custody_step(ours: Controller, work: Path, confirm: str | None) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("restore_action", ROOT / "action_plugins/kubewright_restore.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    action = object.__new__(module.ActionModule)
+    action._args = {"source": "latest", "name": "lab", "directory": str(ours.backups)}
+    action._args |= {"pki": str(ours.pki), "secrets": str(ours.secrets)}
+    action._vars = {"groups": {}, "etcd_restore_secrets": "replace", "etcd_backup_passphrase": SECRET}
+    action._vars |= {"confirm": confirm} if confirm else {}
+    action._templar = SimpleNamespace(template=lambda value: value)
+    action._task = SimpleNamespace(check_mode=False)
+    action._work = work
+    done: dict[str, Any] = action._custody()
+    return done
+
+
+def test_secrets_are_not_replaced_without_a_word_where_only_pki_is_gone(ours: Controller, tmp_path: Path) -> None:
+    ours.back_up()
+    shutil.rmtree(ours.pki)
     (ours.secrets / "encryption_key").write_text("rotated")
-    assert "another key" in backup.differing(found.directory, ours.secrets)
+    with pytest.raises(UserError, match="add -e confirm=lab") as caught:
+        custody_step(ours, tmp_path / "work", None)
+    assert f"replaces {ours.secrets} by what is in" in str(caught.value)
+    assert (ours.secrets / "encryption_key").read_text() == "rotated"
+    custody_step(ours, tmp_path / "work", "lab")
+    assert (ours.secrets / "encryption_key").read_text() == "onesecret"
+    assert (ours.pki / "etcd-ca-key.pem").exists()
+    assert [one for one in names(ours.home) if one.startswith(".")] == []
+
+
+def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
+    found = backup_archive.opened(ours.back_up(), SECRET, tmp_path / "out")
+    # Nothing but the snapshot was unpacked.
+    assert names(tmp_path / "out") == ["etcd"]
+    assert backup.differing(found.manifest, ours.secrets) == ""
+    (ours.secrets / "encryption_key").write_text("onesecret\n")
+    assert backup.differing(found.manifest, ours.secrets) == ""
+    (ours.secrets / "encryption_key").write_text("rotated")
+    said = backup.differing(found.manifest, ours.secrets)
+    assert "another key" in said
+    specs = yaml.safe_load((ROOT / "roles/etcd/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+    value = re.findall(r"-e etcd_restore_secrets=(\w+)", said)
+    assert value[0] in specs["options"]["etcd_restore_secrets"]["choices"]
+
+
+def test_a_key_that_is_a_link_is_taken_along(ours: Controller, tmp_path: Path) -> None:
+    safe = tmp_path / "safe"
+    (ours.secrets / "encryption_key").rename(safe)
+    (ours.secrets / "encryption_key").symlink_to(safe)
+    backup_archive.read(ours.back_up(), SECRET, tmp_path / "out")
+    assert (tmp_path / "out/secrets/encryption_key").read_text() == "onesecret"
+    safe.unlink()
+    with pytest.raises(UserError, match="encryption_key is a link to what is no file"):
+        ours.back_up(hour=2)
+
+
+def test_a_disk_of_the_controller_that_is_full_is_not_a_bad_backup(ours: Controller, tmp_path: Path) -> None:
+    path = ours.back_up()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/etcd").write_text("no directory")
+    with pytest.raises(UserError, match=r"out/etcd/snapshot\.db cannot be written"):
+        backup_archive.opened(path, SECRET, tmp_path / "out")
+
+
+def test_what_killed_runs_unpacked_goes_with_the_next(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for number in (ended.pid, os.getpid()):
+        place = tmp_path / f"ansible-local-{number}" / f"kubewright-restore-{number}"
+        place.mkdir(parents=True)
+        (place / "snapshot.db").write_text("x")
+    place = backup_store.unpacking(tmp_path / "ansible-local-1", 1)
+    assert place.parent == tmp_path / "ansible-local-1"
+    assert [path.parent.parent.name for path in tmp_path.rglob("snapshot.db")] == [f"ansible-local-{os.getpid()}"]
 
 
 def test_retention_keeps_the_newest_whatever_it_is_told(ours: Controller) -> None:
     paths = [ours.back_up(hour=hour) for hour in range(5)]
     (ours.backups / "notes.txt").write_text("mine")
     (ours.backups / "lab2-20260101T000000Z-r7.kwbackup").write_text("of another cluster")
-    assert backup.prune(ours.backups, "lab", 3) == [paths[1].name, paths[0].name]
-    assert backup.prune(ours.backups, "lab", 0) == [paths[3].name, paths[2].name]
-    assert backup.find("latest", ours.backups, "lab") == paths[4]
+    assert backup_store.prune(ours.backups, "lab", 3) == [paths[1].name, paths[0].name]
+    assert backup_store.prune(ours.backups, "lab", 0) == [paths[3].name, paths[2].name]
+    assert backup_store.find("latest", ours.backups, "lab") == paths[4]
     assert len(list(ours.backups.iterdir())) == 3
 
 
 def test_a_backup_that_is_not_there_names_those_that_are(ours: Controller) -> None:
     path = ours.back_up()
-    assert backup.find(path.name, ours.backups, "lab") == path
+    assert backup_store.find(path.name, ours.backups, "lab") == path
     with pytest.raises(UserError, match="no such backup") as caught:
-        backup.find("lab-x", ours.backups, "lab")
+        backup_store.find("lab-x", ours.backups, "lab")
     assert path.name in str(caught.value)
     with pytest.raises(UserError, match="holds no backup of prod"):
-        backup.find("latest", ours.backups, "prod")
+        backup_store.find("latest", ours.backups, "prod")
 
 
 def test_what_a_killed_run_left_goes_with_the_next(tmp_path: Path) -> None:
     code = (
-        "import os,sys,pathlib\nfrom kubewright import backup\n"
-        "with backup.workplace(pathlib.Path(sys.argv[1])) as work:\n"
+        "import os,sys,pathlib\nfrom kubewright import backup_store\n"
+        "with backup_store.workplace(pathlib.Path(sys.argv[1])) as work:\n"
         "    (work / 'half').write_text('x')\n    os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "backups")], check=False)
     assert list((tmp_path / "backups").rglob("half"))
-    with backup.workplace(tmp_path / "backups") as work:
+    with backup_store.workplace(tmp_path / "backups") as work:
         assert not list((tmp_path / "backups").rglob("half"))
         assert stat.S_IMODE(work.stat().st_mode) == 0o700
     assert list((tmp_path / "backups").iterdir()) == []
@@ -229,18 +311,31 @@ def test_targets(ours: Controller, tmp_path: Path) -> None:
     path = ours.back_up()
     share = tmp_path / "share"
     missing: list[dict[str, Any]] = [{"directory": str(share)}, {"command": ["no-such-program"]}, {"path": "/x"}]
-    assert len(backup.target_problems(missing)) == 3
-    assert "is it mounted?" in backup.target_problems(missing)[0]
+    assert len(backup_store.target_problems(missing)) == 3
+    assert "is it mounted?" in backup_store.target_problems(missing)[0]
     share.mkdir()
-    assert backup.deliver(path, {"directory": str(share)}) == str(share / path.name)
+    assert backup_store.deliver(path, {"directory": str(share)}) == str(share / path.name)
     assert (share / path.name).read_bytes() == path.read_bytes()
     command = {"command": ["cp", "{}", str(tmp_path / "copy")]}
-    assert backup.target_problems([command]) == []
-    backup.deliver(path, command)
+    assert backup_store.target_problems([command]) == []
+    backup_store.deliver(path, command)
     assert (tmp_path / "copy").read_bytes() == path.read_bytes()
-    backup.deliver(path, {"command": ["test", "-f"]})
+    backup_store.deliver(path, {"command": ["test", "-f"]})
     with pytest.raises(UserError, match=r"cp ended with 1: .*no/dir"):
-        backup.deliver(path, {"command": ["cp", "{}", str(tmp_path / "no/dir")]})
+        backup_store.deliver(path, {"command": ["cp", "{}", str(tmp_path / "no/dir")]})
+
+
+def test_a_target_that_fails_stops_no_other(ours: Controller, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / f".partial-{ours.back_up().name}").write_text("of a run that was killed")
+    targets: list[dict[str, Any]] = [{"command": ["false"]}, {"directory": str(share)}]
+    for hour in (2, 3, 4):
+        done, failed = backup_store.deliver_all(ours.back_up(hour=hour), targets, "lab", 2)
+        assert failed[0].startswith("false ended with 1")
+    assert len(failed) == 1
+    assert done[1].startswith(f"removed from {share}: lab-20260101T02")
+    assert [name[:15] for name in names(share)] == ["lab-20260101T03", "lab-20260101T04"]
 
 
 def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +345,12 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert backup.passphrase("", str(file), "") == SECRET
     assert backup.passphrase("from the vault", str(file), "") == "from the vault"
     assert backup.passphrase("", "", "of the environment") == "of the environment"
+    file.write_text(f"{SECRET}\r\n\n")
+    assert backup.passphrase("", str(file), "") == SECRET
+    file.write_text(f"{SECRET}\nkeep this safe\n")
+    with pytest.raises(UserError, match="more than one line"):
+        backup.passphrase("", str(file), "")
+    file.write_text(SECRET)
     file.chmod(0o644)
     for arguments, words in (
         (("", str(file), ""), "others may read it"),
@@ -262,7 +363,7 @@ def test_passphrases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert SECRET not in str(caught.value)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 20))
     with pytest.raises(UserError, match="has 1 MiB free, 164 MiB are needed"):
-        backup.need_room(tmp_path / "not/yet", 100 << 20, "the backup")
+        backup_store.need_room(tmp_path / "not/yet", 100 << 20, "the backup")
 
 
 def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
@@ -277,5 +378,5 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
                 archive.addfile(entry, io.BytesIO(content))
         writer.finish()
     with pytest.raises(UserError, match="is damaged"):
-        backup.read(path, SECRET, tmp_path / "out")
+        backup_archive.read(path, SECRET, tmp_path / "out")
     assert not (tmp_path / "outside").exists()

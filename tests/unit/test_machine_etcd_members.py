@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from debian_packages import unpacked
 
-from kubewright.machine import etcd, etcd_members, health
+from kubewright.machine import etcd, etcd_members, etcd_restore, health
 from kubewright.machine.etcd_members import Member
 
 CLIENT, PEER = 42379, 42380
@@ -137,9 +137,7 @@ def peer(number: int) -> str:
 
 def healthy(number: int) -> None:
     deadline = time.monotonic() + 30
-    while reason := health.probe(
-        {**endpoint(number), "kind": "http", "url": f"{endpoint(number)['url']}/health", "expect": '"health":"true"'}
-    ):
+    while reason := health.probe({**endpoint(number), "kind": "etcd"}):
         assert time.monotonic() < deadline, reason
         time.sleep(0.1)
 
@@ -159,6 +157,18 @@ def test_members_join_one_after_the_other_and_leave(start: Start) -> None:
         assert not etcd_members.promote(every, peer(number), 20, False)[0]
         assert not etcd.learns(endpoint(number))
     assert sorted(m.name for m in etcd_members.list_members(every) if m.healthy) == ["m1", "m2", "m3"]
+
+    # The data of one differs: it is still a member of a quorum, or nobody could replace it.
+    listed = etcd_members.list_members(every)
+    bad = next(m for m in listed if m.name == "m2")
+    etcd.ask(endpoint(1), "/v3/maintenance/alarm", {"action": "ACTIVATE", "memberID": bad.id, "alarm": "CORRUPT"})
+    seen = [{"name": m.name, "url": m.clients[0]} for m in listed]
+    assert etcd_restore.standing(seen, {}, "m2") == {"state": "replace", "refusal": ""}
+    assert etcd_restore.standing(seen, {}, "m1") == {"state": "healthy", "refusal": ""}
+    alone = [{"name": "m2", "url": endpoint(2)["url"]}, {"name": "m9", "url": endpoint(9)["url"]}]
+    assert "no other member can be asked (m9: etcd at" in etcd_restore.standing(alone, {}, "m2")["refusal"]
+    assert "run --tags etcd" not in etcd_restore.standing(alone, {}, "m2")["refusal"]
+    etcd.ask(endpoint(1), "/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": bad.id, "alarm": "CORRUPT"})
 
     # The leader leaves, having handed its lead over.
     leader = next(number for number in (1, 2, 3) if etcd.leads(endpoint(number)))

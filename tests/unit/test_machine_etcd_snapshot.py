@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -59,7 +60,7 @@ def test_the_table_shows_what_a_person_looks_for() -> None:
 
 def test_rotation_keeps_the_newest() -> None:
     names = [f"etcd-2026010{day}T000000Z-r{day}.db" for day in range(1, 5)]
-    assert etcd_snapshot.surplus([*names, "mine.db", ".partial-1.db"], 2) == names[:2]
+    assert etcd_snapshot.surplus([*names, "mine.db", ".partial-scheduled-1.db"], 2) == names[:2]
     assert etcd_snapshot.surplus(names[:1], 0) == []
 
 
@@ -108,9 +109,8 @@ class Member:
         command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
         command += [f"--initial-cluster=one={peer}", *more]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        check = {"kind": "http", "url": f"{self.url}/health", "expect": '"health":"true"'}
         deadline = time.monotonic() + 30
-        while health.probe(check) and time.monotonic() < deadline:
+        while health.probe({"kind": "etcd", "url": self.url}) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     @property
@@ -187,16 +187,20 @@ def test_the_timer_takes_one_and_keeps_some(living: Member, tmp_path: Path) -> N
     assert etcd_snapshot.scheduled({**config, "name": "two"}) == "left to one"
     directory.mkdir()
     (directory / "etcd-20200101T000000Z-r1.db").write_text("old")
-    (directory / ".partial-9.db").write_text("of a run that was killed")
+    (directory / ".partial-scheduled-9.db").write_text("of a run that was killed")
+    (directory / ".partial-lent-9.db").write_text("of a backup that is being fetched")
     assert "keys, hash" in etcd_snapshot.scheduled(config)
-    assert [name[-7:] for name in names(directory)] == ["-r22.db"]
+    assert [name[-7:] for name in names(directory)] == ["nt-9.db", "-r22.db"]
+    (directory / ".partial-scheduled-9.db").write_text("being written")
+    etcd_snapshot.clear_partial(str(directory))
+    assert [name[-7:] for name in names(directory)] == ["ed-9.db", "-r22.db"]
 
 
 def test_what_a_dead_member_holds_is_salvaged_from_its_log(living: Member, tmp_path: Path) -> None:
     living.put("/last", "word")
     living.stop()
     before = {path: path.read_bytes() for path in living.data.rglob("*") if path.is_file()}
-    taken = etcd_scratch.salvage(str(living.data), str(tmp_path / "s"), {}, "root")
+    taken = etcd_scratch.salvage(str(living.data / "member"), str(tmp_path / "s"), {}, "root")
     assert taken["revision"] == 23
     assert {path: path.read_bytes() for path in living.data.rglob("*") if path.is_file()} == before
     assert names(tmp_path / "s") == [Path(taken["path"]).name]
@@ -206,47 +210,133 @@ def test_room_for_a_dead_members_data_is_looked_at_before(
     living: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     living.stop()
-    room = etcd_scratch.salvage_room(str(living.data))
+    room = etcd_scratch.salvage_room(str(living.data / "member"))
     aside = living.data / "member.before-20200101T000000Z"
     aside.mkdir()
     (aside / "db").write_bytes(b"page" * 1024)
-    assert etcd_scratch.salvage_room(str(living.data)) == room > 0
-    arguments = (str(living.data), "https://192.0.2.1:2379", str(tmp_path / "s"))
+    arguments = (str(living.data), "https://192.0.2.1:2379", str(tmp_path / "s"), str(tmp_path))
+    assert room > 0
     monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: room + (64 << 20))
     assert etcd_restore.remains(*arguments)["lacks"] == ""
     monkeypatch.setattr(etcd_snapshot, "free_bytes", lambda _: room + (64 << 20) - 1)
     assert "are needed for a copy of the data" in etcd_restore.remains(*arguments)["lacks"]
 
 
-def test_a_restore_that_was_interrupted_moves_nothing_aside_twice(
-    living: Member, programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+PEER = "http://127.0.0.1:1"
+IDENTITY = {"name": "one", "peer": PEER, "cluster": f"one={PEER}", "token": "t1"}
+
+
+def test_a_restore_never_removes_data(living: Member, programs: Path, tmp_path: Path) -> None:
+    taken = etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
+    living.put("/after", "x")
+    living.stop()
+    data = str(living.data)
+    # Whatever the first one made may have run for weeks before the second.
+    for moment in ("FIRST", "SECOND"):
+        done = etcd_restore.place(taken["path"], taken["sha256"], data, IDENTITY, moment)
+        assert done["moved"] == f"{data}/member.before-{moment}"
+    assert names(data) == ["member", "member.before-FIRST", "member.before-SECOND"]
+    again = Member(programs, living.data, "--force-new-cluster")
+    try:
+        known = etcd_status.survey(again.listed, {})[0]
+        assert known["revision"] == taken["revision"]
+    finally:
+        again.stop()
+
+
+def test_data_that_an_interrupted_restore_moved_aside_is_found(
+    living: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
     living.put("/after", "x")
     living.stop()
     data = str(living.data)
-    peer = "http://127.0.0.1:1"
-    identity = {"name": "one", "peer": peer, "cluster": f"one={peer}", "token": "t1"}
+    rename = os.rename
 
-    def no_more(*_: object) -> None:
-        raise KeyboardInterrupt
+    def killed_between(source: str, target: str) -> None:
+        if source.endswith(".kubewright-restoring/member"):
+            raise KeyboardInterrupt
+        rename(source, target)
 
     with monkeypatch.context() as broken:
-        # Between the old data and the new.
-        broken.setattr(etcd_restore.shutil, "rmtree", lambda path, **_: None if "restoring" in path else no_more())
+        broken.setattr(etcd_restore.os, "rename", killed_between)
         with pytest.raises(KeyboardInterrupt):
-            etcd_restore.place(taken["path"], taken["sha256"], data, identity, "FIRST")
+            etcd_restore.place(taken["path"], taken["sha256"], data, IDENTITY, "FIRST")
     assert not Path(data, "member").exists()
-    assert etcd_restore.remains(data, "", data)["interrupted"]
-    for _ in range(2):
-        done = etcd_restore.place(taken["path"], taken["sha256"], data, identity, "SECOND")
-        assert done["moved"] == f"{data}/member.before-FIRST"
-    etcd_restore.finish(data)
+    left = etcd_restore.remains(data, "", data, data)
+    assert (left["data"], left["interrupted"], left["size"] > 0) == (True, True, True)
+    rescued = etcd_restore.salvage(data, str(tmp_path / "s"), {}, "root")
+    assert rescued["revision"] == taken["revision"] + 1
+    done = etcd_restore.place(rescued["path"], rescued["sha256"], data, IDENTITY, "SECOND")
+    assert done["moved"] == f"{data}/member.before-FIRST"
     assert names(data) == ["member", "member.before-FIRST"]
-    again = Member(programs, living.data, "--force-new-cluster")
+
+
+def test_a_machine_without_data_has_none(tmp_path: Path) -> None:
+    left = etcd_restore.remains(str(tmp_path / "none"), "", str(tmp_path), str(tmp_path))
+    assert (left["data"], left["interrupted"], left["transfer"]["same"]) == (False, False, True)
+
+
+def raised(living: Member, alarm: str, member: int = 0) -> None:
+    own = etcd.ask({"url": living.url}, "/v3/maintenance/status", {})["header"]["member_id"]
+    body = {"action": "ACTIVATE", "memberID": str(member or own), "alarm": alarm}
+    etcd.ask({"url": living.url}, "/v3/maintenance/alarm", body)
+
+
+@pytest.mark.parametrize("alarm", ["NOSPACE", "CORRUPT"])
+def test_an_alarm_is_not_the_health(living: Member, alarm: str) -> None:
+    raised(living, alarm, 7)
+    assert health.probe({"kind": "http", "url": f"{living.url}/health", "expect": '"health":"true"'})
+    seen = etcd_status.survey(living.listed, {})
+    assert (seen[0]["healthy"], seen[0]["alarms"]) == (True, [])
+    assert (etcd_status.of_choice(seen) or {})["name"] == "one"
+
+
+def test_a_snapshot_is_taken_while_there_is_no_space(living: Member, tmp_path: Path) -> None:
+    raised(living, "NOSPACE")
+    assert etcd_snapshot.lend(living.listed, {}, str(tmp_path), "", "root")["keys"] >= 21
+    raised(living, "CORRUPT")
+    with pytest.raises(etcd_snapshot.SnapshotError, match=r"no etcd member is healthy.*CORRUPT"):
+        etcd_snapshot.lend(living.listed, {}, str(tmp_path), "", "root")
+
+
+def test_alarms_of_members_that_are_gone_are_lifted(living: Member) -> None:
+    raised(living, "NOSPACE", 0xABC)
+    raised(living, "CORRUPT", 0xABC)
+    with pytest.raises(etcd.EtcdError):
+        living.put("/x", "y")
+    limits = {"threshold": 30, "smallest": 1 << 30, "quota": 16777216}
+    foreseen = etcd_upkeep.maintain(living.listed, {}, limits, True)
+    assert sorted(foreseen["told"]) == [
+        f"alarm {alarm} of abc, which is no member any more: would be lifted" for alarm in ("CORRUPT", "NOSPACE")
+    ]
+    done = etcd_upkeep.maintain(living.listed, {}, limits, False)
+    assert len(done["told"]) == 2
+    assert done["corrupt"] == []
+    living.put("/x", "y")
+    assert etcd_upkeep.forget(living.listed, {}) == []
+    raised(living, "CORRUPT")
+    assert etcd_upkeep.maintain(living.listed, {}, limits, False)["corrupt"] == ["one"]
+    with pytest.raises(etcd.EtcdError):
+        living.put("/x", "y")
+
+
+def test_a_snapshot_with_alarms_is_restored_and_freed_of_them(living: Member, programs: Path, tmp_path: Path) -> None:
+    with pytest.raises(etcd.EtcdError, match="database space exceeded"):
+        living.fill()
+    living.stop()
+    taken = etcd_restore.salvage(str(living.data), str(tmp_path / "s"), {}, "root")
+    told = etcd_scratch.rehearse(taken["path"], str(tmp_path / "s"), {}, CONFIG, taken["revision"])
+    assert told["revision"] == taken["revision"]
+    etcd_restore.place(taken["path"], taken["sha256"], str(living.data), IDENTITY, "NOW")
+    again = Member(programs, living.data, "--force-new-cluster", "--quota-backend-bytes=16777216")
     try:
-        known = etcd_status.survey(again.listed, {})[0]
-        assert known["revision"] == taken["revision"]
+        with pytest.raises(etcd.EtcdError, match="database space exceeded"):
+            again.put("/x", "y")
+        limits = {"threshold": 30, "smallest": 1 << 20, "quota": 16777216}
+        done = etcd_upkeep.maintain(again.listed, {}, limits, False)
+        assert done["after"][0]["db_size"] < 16777216 / 4
+        again.put("/x", "y")
     finally:
         again.stop()
 

@@ -15,6 +15,7 @@ MIB = 1 << 20
 
 def left(**more: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"data": True, "interrupted": False, "free": 500 * MIB, "size": 50 * MIB}
+    known["transfer"] = {"path": "/tmp/way", "free": 500 * MIB, "same": True}  # noqa: S108
     return {**known, "written": time.time() - 7200, "revision": None, **more}
 
 
@@ -52,6 +53,19 @@ def test_all_members_and_room_on_each_are_needed() -> None:
     assert found[0].startswith("m3: not in this run")
     assert found[1] == "m2: /var/lib/etcd has 100 MiB free, 264 MiB are needed; make room there"
     assert restore.problems(["m1"], {"m1": left()}, 100 * MIB, "/x") == []
+
+
+def test_the_snapshot_needs_room_on_its_way() -> None:
+    way = {"path": "/root/.ansible/tmp/x", "free": 150 * MIB, "same": False}
+    found = restore.problems(["m1"], {"m1": left(free=200 * MIB, transfer=way)}, 100 * MIB, "/var/lib/etcd")
+    assert found == ["m1: /root/.ansible/tmp/x has 150 MiB free, 164 MiB are needed; make room there"]
+    assert restore.problems(["m1"], {"m1": left(free=200 * MIB, transfer={**way, "free": 200 * MIB})}, 1, "/x") == []
+
+
+def test_no_api_server_may_go_on_with_what_is_gone() -> None:
+    found = restore.problems(["m1"], {"m1": left()}, MIB, "/x", ["m7"])
+    assert len(found) == 1
+    assert found[0].startswith("m7: not in this run, and an API server that goes on there")
 
 
 def test_the_timers_program_needs_nothing_but_what_is_shipped(tmp_path: Path) -> None:

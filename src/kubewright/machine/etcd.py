@@ -38,7 +38,10 @@ def _call(endpoint: dict[str, Any], path: str, body: dict[str, Any], timeout: fl
         raise RefusedError(
             f"etcd at {endpoint['url']}: {path} answered {reply.status}: {text.decode(errors='replace')}"
         )
-    result: dict[str, Any] = json.loads(text)
+    try:
+        result: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise EtcdError(f"{endpoint['url']}: {path} was not answered by etcd: it is no JSON") from None
     return result
 
 
@@ -81,6 +84,16 @@ def members(endpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def is_healthy(endpoint: dict[str, Any]) -> bool:
+    """Whether the member behind this endpoint is part of a quorum, whatever alarms there are."""
+    return not health.probe({**endpoint, "kind": "etcd"})
+
+
+def quorum(voters: int) -> int:
+    """How many of so many voters must work."""
+    return voters // 2 + 1
+
+
 def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     """Why stopping the member behind this endpoint would take the quorum of its cluster away; empty when it would not.
 
@@ -89,7 +102,7 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
     """
     own = _call(endpoint, "/v3/maintenance/status", {})["header"]["member_id"]
     voters = [m for m in members(endpoint) if not m.get("isLearner")]
-    quorum = len(voters) // 2 + 1
+    needed = quorum(len(voters))
     if len(voters) < 3 or all(member["ID"] != own for member in voters):
         return ""
     down = []
@@ -97,16 +110,15 @@ def quorum_depends_on(endpoint: dict[str, Any]) -> str:
         if member["ID"] == own:
             continue
         urls = member.get("clientURLs") or []
-        checks = [{**endpoint, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'} for url in urls]
         # A member without client URLs has never started.
-        if not any(health.probe(check) == "" for check in checks):
+        if not any(is_healthy({**endpoint, "url": url}) for url in urls):
             down.append(member.get("name") or member["ID"])
     left = len(voters) - 1 - len(down)
-    if left >= quorum or left + 1 < quorum:
+    if left >= needed or left + 1 < needed:
         return ""
     return (
         f"restarting this etcd member would stop the cluster: {', '.join(sorted(down))} of {len(voters)} members does "
-        f"not answer, and {quorum} must run. Nothing was changed here. Bring it back first: journalctl -u etcd there"
+        f"not answer, and {needed} must run. Nothing was changed here. Bring it back first: journalctl -u etcd there"
     )
 
 

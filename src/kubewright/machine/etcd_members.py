@@ -11,7 +11,8 @@ import time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from . import etcd, health
+from . import etcd
+from .etcd import quorum
 
 _POLL_SECONDS = 0.5
 # What etcd says while it is too early: a learner that lags behind, and 5 s after members have met anew.
@@ -44,11 +45,6 @@ class Member(NamedTuple):
 def host(url: str) -> str:
     """The address in a URL."""
     return str(urlsplit(url).hostname or "")
-
-
-def quorum(voters: int) -> int:
-    """How many of so many voters must work."""
-    return voters // 2 + 1
 
 
 def voting(members: list[Member]) -> list[Member]:
@@ -145,10 +141,7 @@ def _listed(endpoint: dict[str, Any]) -> list[Member]:
             tuple(one.get("peerURLs") or ()),
             tuple(one.get("clientURLs") or ()),
             bool(one.get("isLearner")),
-            any(
-                health.probe({**endpoint, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'}) == ""
-                for url in one.get("clientURLs") or ()
-            ),
+            any(etcd.is_healthy({**endpoint, "url": url}) for url in one.get("clientURLs") or ()),
         )
         for one in etcd.members(endpoint)
     ]

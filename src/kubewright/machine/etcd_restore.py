@@ -1,8 +1,8 @@
 """A member's data replaced by that of a snapshot. What was there is moved aside, never removed.
 
 All members are restored from the same snapshot with the same token, by which etcd computes the ids of the new cluster;
-members of the old one are strangers to it. A marker beside the data says that a restore is not finished: whoever
-repeats it then replaces what the interrupted one made, and moves nothing aside a second time.
+members of the old one are strangers to it. A restore that is repeated moves aside what the interrupted one made, too:
+nobody can know whether it has run meanwhile.
 """
 
 from __future__ import annotations
@@ -14,27 +14,24 @@ import shutil
 import time
 from typing import Any
 
-from . import etcd_members, etcd_scratch, etcd_snapshot, etcd_status, files, health, systemd
+from . import etcd, etcd_members, etcd_scratch, etcd_snapshot, etcd_status, files, health, systemd
 
 _MARKER = "kubewright-restore.json"
 _STAGED = ".kubewright-restoring"
 
 
-def _aside(data: str, moment: str) -> str:
-    """Move a member's data out of the way; where to, or empty when there is none."""
-    member = os.path.join(data, "member")
-    if not os.path.exists(member):
-        return ""
-    path = f"{member}.before-{moment}"
-    os.rename(member, path)
-    return path
+def held(data: str) -> str:
+    """The directory with a member's data, or empty: in a restore that was interrupted, it may have been moved aside."""
+    known = files.read_json(os.path.join(data, _MARKER)) or {}
+    places = [os.path.join(data, "member"), str(known.get("moved") or "")]
+    return next((place for place in places if place and os.path.isdir(place)), "")
 
 
 def place(snapshot: str, sha256: str, data: str, identity: dict[str, str], moment: str) -> dict[str, Any]:
     """Restore `snapshot` into the data directory of a member that is stopped.
 
     `identity`: {name, peer (its URL), cluster (NAME=URL,...), token}. Returns {moved: where the data before is, or
-    empty, seconds}. Until `finish` the restore counts as interrupted.
+    empty, seconds}.
     """
     begin = time.monotonic()
     if files.sha256_of(snapshot) != sha256 or not etcd_snapshot.is_whole(snapshot):
@@ -44,44 +41,63 @@ def place(snapshot: str, sha256: str, data: str, identity: dict[str, str], momen
     staged, marker, member = (os.path.join(data, name) for name in (_STAGED, _MARKER, "member"))
     shutil.rmtree(staged, ignore_errors=True)
     etcd_scratch.restore(snapshot, staged, identity["name"], identity["peer"], identity["cluster"], identity["token"])
-    interrupted = files.read_json(marker)
-    if interrupted is None:
-        interrupted = {"moved": _aside(data, moment)}
-        files.write_atomic(marker, json.dumps(interrupted).encode(), 0o600)
-    # What is there now, if anything, was made by an interrupted restore.
-    shutil.rmtree(member, ignore_errors=True)
+    moved = held(data)
+    if moved == member:
+        moved = f"{member}.before-{moment}"
+        # Before it is done: between the two renames nothing else tells where the data is.
+        files.write_atomic(marker, json.dumps({"moved": moved}).encode(), 0o600)
+        os.rename(member, moved)
     os.rename(os.path.join(staged, "member"), member)
+    _remove(marker)
     os.rmdir(staged)
-    return {"moved": interrupted["moved"], "seconds": round(time.monotonic() - begin, 2)}
+    return {"moved": moved, "seconds": round(time.monotonic() - begin, 2)}
+
+
+def salvage(data: str, directory: str, tls: dict[str, Any], owner: str) -> dict[str, Any]:
+    """`etcd_scratch.salvage` of what a member holds, wherever an interrupted restore has left it."""
+    return etcd_scratch.salvage(held(data), directory, tls, owner)
 
 
 def empty(data: str) -> str:
     """Move what a member that will join anew still has out of the way; where to, or empty."""
-    if os.path.exists(os.path.join(data, _MARKER)):
-        os.unlink(os.path.join(data, _MARKER))
-    return _aside(data, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    _remove(os.path.join(data, _MARKER))
+    member = os.path.join(data, "member")
+    if not os.path.exists(member):
+        return ""
+    path = time.strftime(f"{member}.before-%Y%m%dT%H%M%SZ", time.gmtime())
+    os.rename(member, path)
+    return path
 
 
-def finish(data: str) -> None:
-    """The restored member is healthy."""
-    path = os.path.join(data, _MARKER)
-    if os.path.exists(path):
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
 
-def remains(data: str, url: str, staging: str) -> dict[str, Any]:
+def _disk(path: str) -> int:
+    return os.stat(etcd_snapshot.existing(path)).st_dev
+
+
+def remains(data: str, url: str, staging: str, transfer: str) -> dict[str, Any]:
     """What a member has that may not answer: {data, interrupted, written (seconds of the epoch), size, revision,
+    free (bytes), transfer: {path, free, same: whether it shares the data's disk} of where a snapshot arrives,
     lacks: why `staging` has no room for a snapshot of this data, or empty}.
 
     `revision` is None where only stopping the member would tell; `url` is its client URL, whose lock on the database
     is held while it runs.
     """
-    database = os.path.join(data, "member", "snap", "db")
+    member = held(data)
+    database = os.path.join(member, "snap", "db")
     found: dict[str, Any] = {
         "url": url,
-        "data": os.path.exists(database),
+        "data": bool(member) and os.path.exists(database),
         "interrupted": os.path.exists(os.path.join(data, _MARKER)),
         "free": etcd_snapshot.free_bytes(data),
+        "transfer": {
+            "path": transfer,
+            "free": etcd_snapshot.free_bytes(transfer),
+            "same": _disk(transfer) == _disk(data),
+        },
         "written": None,
         "size": 0,
         "revision": None,
@@ -91,17 +107,17 @@ def remains(data: str, url: str, staging: str) -> dict[str, Any]:
         # A member that runs removes files while they are counted.
         with contextlib.suppress(FileNotFoundError):
             try:
-                room = etcd_scratch.salvage_room(data)
+                room = etcd_scratch.salvage_room(member)
                 etcd_snapshot.need_room(staging, room, "a copy of the data and a snapshot of it")
             except etcd_snapshot.SnapshotError as error:
                 found["lacks"] = str(error)
-        log = os.path.join(data, "member", "wal")
+        log = os.path.join(member, "wal")
         times = [os.stat(database).st_mtime]
         times += [os.stat(os.path.join(log, name)).st_mtime for name in os.listdir(log) if name.endswith(".wal")]
         found["written"], found["size"] = max(times), os.path.getsize(database)
         state = systemd.states(["etcd.service"])["etcd.service"].get("ActiveState", "")
         if state in ("inactive", "failed"):
-            with contextlib.suppress(etcd_snapshot.SnapshotError, ValueError):
+            with contextlib.suppress(etcd_snapshot.SnapshotError):
                 found["revision"] = etcd_snapshot.contents(database)["revision"]
     return found
 
@@ -114,8 +130,13 @@ def standing(members: list[dict[str, str]], tls: dict[str, str], name: str) -> d
     """
     seen = etcd_status.survey(members, tls)
     own = next(one for one in seen if one["name"] == name)
-    others = [etcd_status.endpoint(tls, one["url"]) for one in seen if one["name"] != name]
-    listed = etcd_members.list_members(others)
+    rest = [one for one in seen if one["name"] != name]
+    others = [etcd_status.endpoint(tls, one["url"]) for one in rest]
+    try:
+        listed = etcd_members.list_members(others)
+    except etcd.EtcdError:
+        reasons = "; ".join(f"{one['name']}: {one.get('reason') or 'does not tell who belongs to it'}" for one in rest)
+        return {"state": "replace", "refusal": f"no other member can be asked ({reasons})"}
     member = etcd_members.find(listed, name) or etcd_members.at(listed, own["url"])
     if member is None:
         return {"state": "join", "refusal": ""}

@@ -80,7 +80,7 @@ def member(directory: str, tls: dict[str, Any], ports: list[int], more: list[str
     try:
         url = f"{'https' if tls else 'http'}://127.0.0.1:{ports[0]}"
         endpoint = etcd_status.endpoint(client_tls(tls), url)
-        check = {**endpoint, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'}
+        check = {**endpoint, "kind": "etcd"}
         deadline = time.monotonic() + _START_SECONDS
         while True:
             reason = health.probe(check)
@@ -181,22 +181,21 @@ def rehearse(snapshot: str, parent: str, tls: dict[str, Any], flannel_config: st
     return {"keys": keys, "revision": seen, "samples": told, "seconds": round(time.monotonic() - begin, 2)}
 
 
-def salvage_room(data: str) -> int:
-    """Bytes that `salvage` needs for a member's data; what restores before have moved aside is not copied."""
-    places = os.walk(os.path.join(data, "member"))
+def salvage_room(source: str) -> int:
+    """Bytes that `salvage` needs for the directory with a member's data."""
+    places = os.walk(source)
     return 2 * sum(os.path.getsize(os.path.join(place, name)) for place, _, names in places for name in names)
 
 
-def salvage(data: str, directory: str, tls: dict[str, Any], owner: str) -> dict[str, Any]:
+def salvage(source: str, directory: str, tls: dict[str, Any], owner: str) -> dict[str, Any]:
     """Snapshot of what a stopped member holds, also what is in its log only; as `etcd_snapshot.lend` into `directory`.
 
-    It comes from a copy: the member's own data stays as it is.
+    `source`: the directory with its data. It comes from a copy: the member's own data stays as it is.
     """
-    etcd_snapshot.need_room(directory, salvage_room(data), "a copy of the data and a snapshot of it")
+    etcd_snapshot.need_room(directory, salvage_room(source), "a copy of the data and a snapshot of it")
     with scratch(directory) as path:
         copy = os.path.join(path, "data")
         os.mkdir(copy, 0o700)
-        source = os.path.join(data, "member")
         subprocess.run(
             ["cp", "-a", "--reflink=auto", source, os.path.join(copy, "member")], check=True, capture_output=True
         )

@@ -28,8 +28,10 @@ _STREAM_SECONDS = 60.0
 _DIGEST = hashlib.sha256().digest_size
 # Beyond what is computed: other programs of the machine write as well.
 _MARGIN = 64 << 20
-# Of a file that is being written; whoever comes next removes what an interrupted one left.
-PARTIAL = ".partial-"
+# Of a file that is being written. A backup and the timer may meet in a directory: each removes what an interrupted one
+# of its own kind left, and nothing of the other's.
+_PARTIAL = ".partial-"
+LENT, SCHEDULED, KEPT = "lent", "scheduled", "kept"
 # What etcd held before an upgrade of its members.
 BEFORE_UPGRADE = "/var/lib/kubewright/snapshots"
 
@@ -70,9 +72,13 @@ def offers(option: str, *command: str) -> bool:
 
 def contents(path: str) -> dict[str, Any]:
     """What is in a snapshot or in a database that is not in use: {hash, revision, keys, size}."""
-    told = json.loads(run_tool("snapshot", "status", path, "-w", "json"))
-    numbers = {"hash": told["hash"], "revision": told["revision"], "keys": told["totalKey"], "size": told["totalSize"]}
-    return {name: int(number) for name, number in numbers.items()}
+    text = run_tool("snapshot", "status", path, "-w", "json")
+    fields = {"hash": "hash", "revision": "revision", "keys": "totalKey", "size": "totalSize"}
+    try:
+        told = json.loads(text)
+        return {name: int(told[field]) for name, field in fields.items()}
+    except (ValueError, KeyError, TypeError):
+        raise SnapshotError(f"{tool()} tells the status of a snapshot in words of its own: {text[:200]!r}") from None
 
 
 def is_whole(path: str) -> bool:
@@ -117,45 +123,57 @@ def _blobs(endpoint: dict[str, Any]) -> Iterator[bytes]:
 
 def need_room(path: str, wanted: int, what: str) -> None:
     """SnapshotError when the file system of `path` has not so many bytes free, and some to spare."""
-    free = free_bytes(path)
-    if free < wanted + _MARGIN:
-        raise SnapshotError(
-            f"{path} has {etcd_status.megabytes(free)} free, {etcd_status.megabytes(wanted + _MARGIN)} are needed for "
-            f"{what}: nothing has been changed; make room there"
-        )
+    lacks = lack(path, free_bytes(path), wanted, what)
+    if lacks:
+        raise SnapshotError(f"{lacks}: nothing has been changed; make room there")
+
+
+def lack(path: str, free: int, wanted: int, what: str) -> str:
+    """Why `free` bytes at a path are not enough for `wanted` and some to spare; empty when they are."""
+    if free >= wanted + _MARGIN:
+        return ""
+    sizes = f"{etcd_status.megabytes(free)} free, {etcd_status.megabytes(wanted + _MARGIN)} are needed"
+    return f"{path} has {sizes} for {what}"
 
 
 def free_bytes(path: str) -> int:
     """Free bytes of the file system that a path, which need not exist yet, is or would be on."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def existing(path: str) -> str:
+    """The path itself, or the nearest directory above it that exists."""
     while path and not os.path.exists(path):
         path = os.path.dirname(path)
-    return shutil.disk_usage(path or "/").free
+    return path or "/"
 
 
-def clear_partial(directory: str) -> None:
-    """Remove what an interrupted run left in a directory."""
+def clear_partial(directory: str, use: str = LENT) -> None:
+    """Remove what an interrupted run of this use left in a directory."""
     if not os.path.isdir(directory):
         return
     for name in os.listdir(directory):
-        if name.startswith(PARTIAL):
+        if name.startswith(f"{_PARTIAL}{use}-"):
             os.unlink(os.path.join(directory, name))
 
 
-def take(members: list[dict[str, Any]], tls: dict[str, str], directory: str, near: str) -> dict[str, Any]:
+def take(
+    members: list[dict[str, Any]], tls: dict[str, str], directory: str, near: str, use: str = LENT
+) -> dict[str, Any]:
     """Snapshot of one member into `directory`, proven to be whole and to be of now.
 
     `members`: as `etcd_status.survey` tells. Returns {path, sha256, size, hash, revision, keys, member, cluster,
-    version}; the path begins with PARTIAL, so that it is removed by the next run when nobody moves it.
+    version}; the name of the file is one that the next run of the same use removes when nobody moves it.
     """
     chosen = etcd_status.of_choice(members, near)
     if not chosen:
         reasons = "; ".join(f"{one['name']}: {one['reason'] or ', '.join(one['alarms'])}" for one in members)
         raise SnapshotError(f"no etcd member is healthy, so no snapshot can be taken ({reasons})")
     os.makedirs(directory, exist_ok=True)
-    clear_partial(directory)
+    clear_partial(directory, use)
     need_room(directory, chosen["db_size"], f"a snapshot of {chosen['name']}")
     endpoint = etcd_status.endpoint(tls, chosen["url"])
-    path = os.path.join(directory, f"{PARTIAL}{os.getpid()}.db")
+    path = os.path.join(directory, f"{_PARTIAL}{use}-{os.getpid()}.db")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as stream:
@@ -198,7 +216,7 @@ def lend(members: list[dict[str, str]], tls: dict[str, str], directory: str, nea
 
 def keep(members: list[dict[str, str]], tls: dict[str, str], near: str) -> dict[str, Any]:
     """`take` one of members as they are now, and let it stay in BEFORE_UPGRADE until the next one."""
-    taken = take(etcd_status.survey(members, tls), tls, BEFORE_UPGRADE, near)
+    taken = take(etcd_status.survey(members, tls), tls, BEFORE_UPGRADE, near, KEPT)
     path = f"{BEFORE_UPGRADE}/before-upgrade.db"
     os.replace(taken["path"], path)
     return {**taken, "path": path}
@@ -229,7 +247,7 @@ def scheduled(config: dict[str, Any]) -> str:
     if duty != config["name"]:
         return f"left to {duty}"
     directory = config["directory"]
-    taken = take([one for one in members if one["name"] == duty], config["tls"], directory, duty)
+    taken = take([one for one in members if one["name"] == duty], config["tls"], directory, duty, SCHEDULED)
     name = time.strftime("etcd-%Y%m%dT%H%M%SZ", time.gmtime()) + f"-r{taken['revision']}.db"
     os.replace(taken["path"], os.path.join(directory, name))
     for old in surplus(os.listdir(directory), config["keep"]):

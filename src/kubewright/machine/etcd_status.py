@@ -3,7 +3,7 @@
 A member as it is told here:
   name, url        of the inventory
   answers          whether it answers at all; everything below is missing otherwise, but for `reason`
-  healthy          whether it commits proposals, which takes a quorum
+  healthy          whether it is part of a quorum, whatever alarms there are
   reason           why it does not answer or is not healthy; empty otherwise
   member, cluster  ids, hexadecimal as etcd prints them
   version          of etcd
@@ -36,7 +36,7 @@ def _ask(tls: dict[str, str], name: str, url: str) -> dict[str, Any]:
         status = etcd.ask(where, "/v3/maintenance/status", {})
     except (etcd.EtcdError, OSError) as error:
         return {"name": name, "url": url, "answers": False, "healthy": False, "reason": str(error)}
-    reason = health.probe({**where, "kind": "http", "url": f"{url}/health", "expect": '"health":"true"'})
+    reason = health.probe({**where, "kind": "etcd"})
     header = status["header"]
     return {
         "name": name,
@@ -59,27 +59,21 @@ def _ask(tls: dict[str, str], name: str, url: str) -> dict[str, Any]:
 def survey(members: list[dict[str, str]], tls: dict[str, str]) -> list[dict[str, Any]]:
     """Every member of `members` ({name, url}) as above, in that order."""
     found = [_ask(tls, member["name"], member["url"]) for member in members]
-    for known in filter(lambda one: one["answers"], found):
-        try:
-            raised = etcd.ask(endpoint(tls, known["url"]), "/v3/maintenance/alarm", {"action": "GET"})
-        except etcd.EtcdError:
-            continue
-        for alarm in raised.get("alarms", []):
-            for one in found:
-                if one.get("member") == hexadecimal(alarm.get("memberID")):
-                    one["alarms"] = [*one["alarms"], alarm.get("alarm", "NONE")]
-        break
+    raised = alarms(found, tls)
+    for one in filter(lambda one: one["answers"], found):
+        one["alarms"] = [alarm for member, alarm in raised if member == one["member"]]
     return found
 
 
-def quorum(members: list[dict[str, Any]]) -> int:
-    """How many voters must be healthy. Members that do not answer are taken for voters."""
-    return sum(not one.get("learner") for one in members) // 2 + 1
-
-
-def spare(members: list[dict[str, Any]]) -> int:
-    """How many healthy voters there are beyond the quorum; negative when there is none."""
-    return sum(1 for one in members if one["healthy"] and not one["learner"]) - quorum(members)
+def alarms(members: list[dict[str, Any]], tls: dict[str, str]) -> list[tuple[str, str]]:
+    """(id of a member, alarm) of all alarms, by the first member that tells. `members`: of a survey."""
+    for known in filter(lambda one: one["answers"], members):
+        try:
+            reply = etcd.ask(endpoint(tls, known["url"]), "/v3/maintenance/alarm", {"action": "GET"})
+        except (etcd.EtcdError, OSError):
+            continue
+        return [(hexadecimal(one.get("memberID")), one.get("alarm", "NONE")) for one in reply.get("alarms", [])]
+    return []
 
 
 def of_choice(members: list[dict[str, Any]], near: str = "") -> dict[str, Any] | None:

@@ -40,32 +40,23 @@ def plan(members: list[dict[str, Any]], threshold: float, smallest: int, quota: 
     return sorted(worth, key=lambda one: bool(one["leader"]))
 
 
-def _wait_healthy(endpoint: dict[str, Any], alarmed: bool) -> str:
-    check = {**endpoint, "kind": "http", "url": f"{endpoint['url']}/health", "expect": '"health":"true"'}
+def _wait_healthy(endpoint: dict[str, Any]) -> str:
     deadline = time.monotonic() + _HEALTH_SECONDS
     while True:
-        reason = health.probe(check)
-        if alarmed and reason:
-            # An alarm alone makes /health say no; that the member answers has to do until it is lifted.
-            try:
-                etcd.ask(endpoint, "/v3/maintenance/status", {})
-                return ""
-            except etcd.EtcdError as error:
-                reason = str(error)
+        reason = health.probe({**endpoint, "kind": "etcd"})
         if not reason or time.monotonic() > deadline:
             return reason
         time.sleep(0.25)
 
 
-def _defragment(one: dict[str, Any], tls: dict[str, str], alarmed: bool) -> dict[str, Any]:
+def _defragment(one: dict[str, Any], tls: dict[str, str]) -> dict[str, Any]:
     endpoint = etcd_status.endpoint(tls, one["url"])
-    if not alarmed:
-        reason = etcd.quorum_depends_on(endpoint)
-        if reason:
-            raise etcd.EtcdError(reason.replace("restarting", "defragmenting"))
+    reason = etcd.quorum_depends_on(endpoint)
+    if reason:
+        raise etcd.EtcdError(reason.replace("restarting", "defragmenting"))
     begin = time.monotonic()
     etcd.ask(endpoint, "/v3/maintenance/defragment", {}, _DEFRAG_SECONDS)
-    reason = _wait_healthy(endpoint, alarmed)
+    reason = _wait_healthy(endpoint)
     if reason:
         raise etcd.EtcdError(f"{one['name']} is not healthy after it was defragmented: {reason}; the others were left")
     after = int(etcd.ask(endpoint, "/v3/maintenance/status", {}).get("dbSize", 0))
@@ -98,10 +89,38 @@ def lift(members: list[dict[str, Any]], tls: dict[str, str], quota: int) -> list
                 f"{etcd_status.megabytes(quota)}: NOSPACE stays; raise etcd_quota_backend_bytes and run --tags etcd"
             )
             continue
-        body = {"action": "DEACTIVATE", "memberID": str(int(one["member"], 16)), "alarm": "NOSPACE"}
-        etcd.ask(etcd_status.endpoint(tls, answering[0]["url"]), "/v3/maintenance/alarm", body)
+        _disarm(answering[0]["url"], tls, one["member"], "NOSPACE")
         told.append(f"{one['name']}: alarm NOSPACE lifted")
     return told
+
+
+def _disarm(url: str, tls: dict[str, str], member: str, alarm: str) -> None:
+    body = {"action": "DEACTIVATE", "memberID": str(int(member, 16)), "alarm": alarm}
+    etcd.ask(etcd_status.endpoint(tls, url), "/v3/maintenance/alarm", body)
+
+
+def strays(members: list[dict[str, Any]], tls: dict[str, str]) -> list[tuple[str, str]]:
+    """(id, alarm) of members that are gone. etcd keeps both when a member is removed, and in every snapshot."""
+    raised = etcd_status.alarms(members, tls)
+    if not raised:
+        return []
+    answering = [etcd_status.endpoint(tls, one["url"]) for one in members if one["answers"]]
+    there = {etcd_status.hexadecimal(one["ID"]) for one in etcd.first_answer(answering, etcd.members)}
+    return [(member, alarm) for member, alarm in raised if member not in there]
+
+
+def _lift_strays(members: list[dict[str, Any]], tls: dict[str, str], check: bool) -> list[str]:
+    """Take back the alarms of members that are gone: nobody else can, and each stops all writes; as sentences."""
+    found = strays(members, tls)
+    for member, alarm in [] if check else found:
+        _disarm(next(one["url"] for one in members if one["answers"]), tls, member, alarm)
+    done = "would be lifted" if check else "lifted"
+    return [f"alarm {alarm} of {member}, which is no member any more: {done}" for member, alarm in found]
+
+
+def forget(members: list[dict[str, str]], tls: dict[str, str]) -> list[str]:
+    """Alarms of members that are gone, lifted; what was done, as sentences."""
+    return _lift_strays(etcd_status.survey(members, tls), tls, False)
 
 
 def maintain(members: list[dict[str, str]], tls: dict[str, str], limits: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -110,24 +129,23 @@ def maintain(members: list[dict[str, str]], tls: dict[str, str], limits: dict[st
     Returns {before, after: surveys, done: [{name, before, after, seconds}], told: sentences, corrupt: names}.
     """
     before = etcd_status.survey(members, tls)
-    todo = plan(before, limits["threshold"], limits["smallest"], limits["quota"])
-    alarmed = any("NOSPACE" in one["alarms"] for one in before)
-    if alarmed and not check:
+    space = any(alarm == "NOSPACE" for _, alarm in etcd_status.alarms(before, tls))
+    told = _lift_strays(before, tls, check)
+    corrupt = _corrupt(before)
+    # With CORRUPT, etcd compacts nothing.
+    if space and not corrupt and not check:
         _compact(before, tls)
-        before_defrag = etcd_status.survey(members, tls)
-        todo = plan(before_defrag, limits["threshold"], limits["smallest"], limits["quota"])
+    now = before if check else etcd_status.survey(members, tls)
+    todo = plan(now, limits["threshold"], limits["smallest"], limits["quota"])
     if check:
         done = [
             {"name": one["name"], "before": one["db_size"], "after": one["db_used"], "seconds": 0.0} for one in todo
         ]
-        return {"before": before, "after": before, "done": done, "told": [], "corrupt": _corrupt(before)}
-    done = [_defragment(one, tls, alarmed) for one in todo]
-    after = etcd_status.survey(members, tls)
-    told = lift(after, tls, limits["quota"])
-    if any(line.endswith("lifted") for line in told):
-        after = etcd_status.survey(members, tls)
-    return {"before": before, "after": after, "done": done, "told": told, "corrupt": _corrupt(after)}
+        return {"before": before, "after": before, "done": done, "told": told, "corrupt": corrupt}
+    done = [_defragment(one, tls) for one in todo]
+    told += lift(etcd_status.survey(members, tls), tls, limits["quota"])
+    return {"before": before, "after": etcd_status.survey(members, tls), "done": done, "told": told, "corrupt": corrupt}
 
 
 def _corrupt(members: list[dict[str, Any]]) -> list[str]:
-    return [one["name"] for one in members if "CORRUPT" in one["alarms"]]
+    return [one["name"] for one in members if one["answers"] and "CORRUPT" in one["alarms"]]
