@@ -61,10 +61,6 @@ member:
   description: Whether there was data of an etcd member.
   type: bool
   returned: always
-holder:
-  description: The run that holds the cluster's lock on this machine; empty when there is none.
-  type: dict
-  returned: always
 """
 
 from ansible.module_utils.basic import AnsibleModule

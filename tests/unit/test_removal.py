@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -26,6 +27,7 @@ from kubewright.machine import (
     restore,
     rules,
     sysprep,
+    systemd,
 )
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="files are owned by root, as on machines")
@@ -149,6 +151,42 @@ def test_a_tree_with_a_volume_in_it_is_not_touched_until_that_is_unmounted(mount
     assert not tree.exists()
 
 
+def test_a_volume_that_a_link_leads_to_is_unmounted_and_never_emptied(
+    machine: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual way to move Docker's or the kubelet's directory to another disk."""
+    (mounted / "data").write_text("of somebody")
+    root = machine / "kubelet"
+    root.symlink_to(mounted.parents[1])
+    catalogue = {"a": leavings.Leavings("", (), (str(root),)), "pki": leavings.Leavings()}
+    monkeypatch.setattr(removal, "CATALOGUE", catalogue)
+    with pytest.raises(OSError, match="is still mounted there; nothing of it was removed"):
+        mounts.remove_tree(str(root))
+    bring(machine, "a", [str(machine / "d" / "a")])
+    busy = removal.run(["a"], removal.Options(), check=True)
+    assert f"mount {mounted}" in busy["steps"]
+    # Where it cannot be unmounted, what is in it stays.
+    with monkeypatch.context() as patch:
+        patch.setattr(mounts, "unmount", lambda _: (_ for _ in ()).throw(OSError("busy")))
+        assert removal.run(["a"], removal.Options(), check=False)["failures"]
+    assert (mounted / "data").read_text() == "of somebody"
+    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    # What somebody had made before stays: the link and the directory, empty.
+    assert root.is_symlink()
+    assert list(root.iterdir()) == []
+    assert removal.run(["all"], removal.Options(), check=False)["steps"] == []
+
+
+def test_docker_s_data_on_another_disk_goes_and_the_link_there_stays(machine: Path) -> None:
+    (machine / "disk" / "volumes" / "v").mkdir(parents=True)
+    (machine / "disk" / "foreign").write_text("x")
+    (machine / "docker").symlink_to("disk")
+    bring(machine, "docker", [str(machine / "cfg")])
+    options = removal.Options(data=True, docker_data=str(machine / "docker"))
+    assert removal.run(["docker"], options, check=False)["failures"] == []
+    assert [one.name for one in (machine / "docker").iterdir()] == ["foreign"]
+
+
 def test_of_a_directory_that_is_a_mount_the_content_goes(mounted: Path) -> None:
     (mounted / "d").mkdir()
     (mounted / "f").write_text("x")
@@ -188,10 +226,13 @@ def test_processes_are_found_by_control_group_and_end_though_they_ignore_it(monk
         ("/system.slice/docker.service", False),
         ("/machine.slice/libpod-1.scope", False),
         ("/dockerfiles/x", False),
+        ("/docker/buildkit/0123", True),
+        ("/system.slice/docker-registry.service", False),
+        ("/system.slice/kubepods-exporter.service", False),
     ],
 )
 def test_control_groups_of_containers(path: str, matches: bool) -> None:
-    assert bool(processes.CONTAINERS.search(path)) is matches or path == "/system.slice/docker.service"
+    assert bool(processes.CONTAINERS.search(path)) is matches
 
 
 @pytest.fixture
@@ -396,3 +437,74 @@ def test_sockets_of_shims_go_unless_somebody_holds_them(tmp_path: Path) -> None:
         assert [one.name for one in shims.iterdir()] == ["held"]
     removal._drop_sockets(str(shims))
     assert not shims.parent.exists()
+
+
+def test_a_component_that_cannot_be_looked_at_is_named_and_its_record_stays(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(machine, "kubelet", [str(machine / "d" / "a")])
+    bring(machine, "b", [str(machine / "e")])
+
+    def hangs(program: str) -> str:
+        raise subprocess.TimeoutExpired(program, 60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rules, "programs", lambda: ["iptables"])
+        patch.setattr(rules, "saved", hangs)
+        patch.setattr(removal, "_kubelet_root", lambda: str(machine / "kubelet"))
+        patch.setattr(processes, "within", lambda _: [])
+        looked = removal.run(["all"], removal.Options(), check=True)
+        assert [line.partition(":")[0] for line in looked["left"]] == ["kubelet"]
+        found = removal.run(["all"], removal.Options(), check=False)
+    assert len(found["failures"]) == 1
+    assert "kubelet: what there is of it cannot be told: Command 'iptables' timed out" in found["failures"][0]
+    assert not (machine / "e").exists()
+    assert set(removal.present()) == {"b", "kubelet"}
+
+
+def test_settings_that_cannot_be_put_back_are_named_and_block_nothing(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {
+        "swap": {"before": f"{machine}/gone, {machine}/there", "after": "off"},
+        "gone.service": {"before": "active, enabled", "after": "stopped, disabled"},
+        "ufw allow 6443/tcp": {"before": "no rule", "after": "rule"},
+        "firewalld 6443/tcp at every start": {"before": "closed", "after": "open"},
+    }
+    (machine / "there").touch()
+    files.write_atomic(sysprep.RECORD, json.dumps(record).encode(), 0o600)
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(restore, "_run", lambda *argv: ran.append(argv))
+    monkeypatch.setattr(rules, "PATH", "")
+    monkeypatch.setattr(systemd, "states", lambda units: {unit: {"LoadState": "not-found"} for unit in units})
+    found = removal.run(["all"], removal.Options(), check=False)
+    assert found["failures"] == []
+    assert ran == [("swapon", f"{machine}/there")]
+    assert found["left"] == [
+        f"swap is not put back: {machine}/gone is not on this machine any more",
+        "gone.service is not put back: gone.service is not on this machine any more",
+        "ufw allow 6443/tcp is not put back: ufw is not on this machine any more",
+        "firewalld 6443/tcp at every start is not put back: firewall-cmd is not on this machine any more",
+    ]
+    assert not (machine / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "active", "wanted"),
+    [
+        ("firewalld 6443/tcp now", True, ("firewall-cmd", "--remove-port=6443/tcp")),
+        ("firewalld vrrp at every start", True, ("firewall-cmd", "--permanent", "--remove-protocol=vrrp")),
+        ("firewalld 10.0.0.0/8 now", True, ("firewall-cmd", "--zone=trusted", "--remove-source=10.0.0.0/8")),
+        ("firewalld 6443/tcp now", False, None),
+        ("firewalld 6443/tcp at every start", False, ("firewall-offline-cmd", "--remove-port=6443/tcp")),
+    ],
+)
+def test_holes_in_a_firewall_are_closed_also_while_it_is_stopped(
+    what: str, active: bool, wanted: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(restore, "_run", lambda *argv: ran.append(argv))
+    state = {"firewalld.service": {"ActiveState": "active" if active else "inactive"}}
+    monkeypatch.setattr(systemd, "states", lambda _: state)
+    restore._close(what)
+    assert ran == ([wanted] if wanted else [])

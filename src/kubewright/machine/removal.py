@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 from . import component, files, generations, lock, mounts, placed, processes, restore, rules, sysprep, systemd, traces
 from .leavings import CATALOGUE, ORDER, OWN_DIRECTORIES, Leavings
@@ -36,6 +36,10 @@ _DOCKER_DATA = re.compile(
 # With what restores have moved aside, and what they leave when they are interrupted.
 _ETCD_DATA = re.compile(r"member(\.before-.*)?|kubewright-restore\.json|\.kubewright-restoring")
 _SNAPSHOTS = re.compile(r"(etcd-|before-upgrade|\.partial-).*")
+
+
+# What looking and removing may meet on a machine that is broken.
+_FAILURES = (OSError, subprocess.SubprocessError, LookupError, ValueError)
 
 
 class Options(NamedTuple):
@@ -67,15 +71,21 @@ class Removal:
         chosen = self._here if "all" in names else [name for name in self._here if name in names]
         self.names = chosen
         self.left: list[str] = []
+        # Why components could not be looked at, of the last plan.
+        self.blind: list[str] = []
         self._reload = False
 
     def plan(self) -> list[Step]:
         """Everything that is to be done now, in order; nothing where nothing of the components is left."""
         self._here = present()
+        self.blind = []
         steps: list[Step] = []
         for name in [name for name in self.names if name in self._here]:
-            steps += self._component(name)
-        if not set(self._here) - set(self.names):
+            try:
+                steps += self._component(name)
+            except _FAILURES as error:
+                self.blind.append(f"{name}: what there is of it cannot be told: {error}")
+        if not self.blind and not set(self._here) - set(self.names):
             steps += _rest()
         return list(dict.fromkeys(steps))
 
@@ -84,21 +94,21 @@ class Removal:
         failures: dict[str, None] = {}
         for _ in range(_ROUNDS):
             steps = self.plan()
+            failures = dict.fromkeys(self.blind)
             if not steps:
-                return []
-            failures = {}
+                return self.blind
             for step in steps:
                 # Records are what the next call goes by: they stay as long as something else does.
                 if step.kind in ("record", "state") and failures:
                     continue
                 try:
                     self._do(step)
-                except (OSError, subprocess.TimeoutExpired, KeyError) as error:
+                except _FAILURES as error:
                     failures[f"{step}: {error}"] = None
             if self._reload:
                 systemd.daemon_reload()
                 self._reload = False
-        return list(failures) or [f"{step}: is there again" for step in self.plan()]
+        return list(failures) or [*(f"{step}: is there again" for step in self.plan()), *self.blind]
 
     def _remaining(self) -> set[str]:
         return set(self._here) - set(self.names)
@@ -119,7 +129,7 @@ class Removal:
         needed = {path for other in remaining for path in _entry(other).get("directories", [])}
         needed |= {path for other in remaining for path in CATALOGUE.get(other, Leavings()).empties}
         for path in leavings.empties:
-            if path in needed or not os.path.isdir(path):
+            if path in needed or not os.path.isdir(path) or mounts.stays(path):
                 continue
             if all(f"{path}/{name}" in going for name in os.listdir(path)):
                 going = going | {path}
@@ -129,14 +139,14 @@ class Removal:
         yield from _unit_steps(name)
         if name == "kubelet":
             yield from _when(processes.within(processes.PODS), Step("end", "pods"))
-            yield from self._tree_steps([_kubelet_root()])
+            yield from _tree_steps([_kubelet_root()])
             yield from (Step("scope", unit) for unit in kubelet_scopes(systemd.scopes()))
         if name == "docker":
             yield from _when(processes.within(processes.CONTAINERS), Step("end", "containers"))
             yield from _when(os.path.isdir(_SHIMS), Step("sockets", _SHIMS))
         yield from self._network(name, entry)
         yield from self._data(name)
-        yield from self._tree_steps(leavings.trees)
+        yield from _tree_steps(leavings.trees)
         if name == "sysprep":
             yield from _sysprep_steps(self.left)
         yield from self._file_steps(name, entry, leavings)
@@ -189,19 +199,9 @@ class Removal:
             if not self._options.data:
                 self.left += [f"{root}: data of {name}"] if there else []
                 continue
-            yield from self._tree_steps(there)
-            if os.path.isdir(root) and len(there) == len(names) and not _is_mount(root):
+            yield from _tree_steps(there)
+            if os.path.isdir(root) and len(there) == len(names) and not any(map(mounts.stays, [root, *there])):
                 yield Step("directory", root)
-
-    def _tree_steps(self, roots: Any) -> Iterator[Step]:
-        table = mounts.now()
-        for root in roots:
-            if not os.path.lexists(root):
-                continue
-            yield from (Step("mount", point) for point in mounts.below(root, table))
-            if _is_mount(root, table) and not os.listdir(root):
-                continue
-            yield Step("tree", root)
 
     def _file_steps(self, name: str, entry: dict[str, Any], leavings: Leavings) -> Iterator[Step]:
         originals = entry.get("originals", {})
@@ -241,7 +241,7 @@ class Removal:
         elif kind == "end":
             self._end(target)
         elif kind == "mount":
-            if target in mounts.below(os.path.dirname(target), mounts.now()):
+            if target in mounts.points(mounts.now()):
                 mounts.unmount(target)
         elif kind == "flannel":
             traces.clean_flannel()
@@ -287,7 +287,8 @@ def present() -> list[str]:
 
 def has_member(options: Options) -> bool:
     """Whether data of an etcd member is here."""
-    return any(os.path.isdir(f"{root}/member") for root in _etcd_roots(options))
+    places = [f"{root}/member" for root in _etcd_roots(options)]
+    return any(os.path.isdir(place) and os.listdir(place) for place in places)
 
 
 def _when(condition: Any, *steps: Step) -> tuple[Step, ...]:
@@ -419,12 +420,17 @@ def _drop_sockets(directory: str) -> None:
             os.rmdir(path)
 
 
-def _is_mount(root: str, table: str = "") -> bool:
-    return any(line.split()[4] == root for line in (table or mounts.now()).splitlines())
+def _tree_steps(roots: Iterable[str]) -> Iterator[Step]:
+    for root in roots:
+        if not os.path.lexists(root):
+            continue
+        yield from (Step("mount", point) for point in mounts.below(root, mounts.now()))
+        if not mounts.stays(root) or os.listdir(root):
+            yield Step("tree", root)
 
 
 def _remove_tree(root: str) -> None:
-    if os.path.isdir(root) and not os.path.islink(root):
+    if os.path.isdir(root):
         mounts.remove_tree(root)
     else:
         _unlink(root)
@@ -456,7 +462,8 @@ def _stands(path: str, original: dict[str, Any]) -> bool:
 
 
 def _put_back(path: str) -> None:
-    [original] = [e["originals"][path] for e in placed.read()["components"].values() if path in e.get("originals", {})]
+    entries = placed.read()["components"].values()
+    original = next(entry["originals"][path] for entry in entries if path in entry.get("originals", {}))
     if "link" in original:
         files.link_atomic(original["link"], path)
     else:
@@ -515,7 +522,7 @@ def _drop_directories() -> None:
     needed = {path for entry in record["components"].values() for path in entry["directories"]}
     made = {*record["directories"], *OWN_DIRECTORIES}
     for path in sorted(made - needed, key=len, reverse=True):
-        if os.path.isdir(path) and not os.listdir(path) and not _is_mount(path):
+        if os.path.isdir(path) and not os.listdir(path) and not mounts.stays(path):
             os.rmdir(path)
     kept = [path for path in record["directories"] if os.path.isdir(path)]
     if kept != record["directories"]:
@@ -525,20 +532,23 @@ def _drop_directories() -> None:
 def _rest() -> Iterator[Step]:
     """What no component has for itself, once none is left."""
     # The last one holds the lock: of a run that has ended, or of the one that takes this machine out of the cluster.
-    for path in (component.STORE, generations.BEFORE, os.path.dirname(lock.LOCK)):
-        if os.path.isdir(path):
-            yield Step("tree", path)
+    yield from _tree_steps((component.STORE, generations.BEFORE, os.path.dirname(lock.LOCK)))
     for path in (files.DIGESTS, sysprep.RECORD, placed.PLACED):
         if os.path.exists(path):
             yield Step("state", path)
     for path in (component.RECORDS, _STATE):
-        if os.path.isdir(path) and not set(os.listdir(path)) - {
-            "before",
-            "components",
-            "digests.json",
-            "placed.json",
-            "sysprep.json",
-        }:
+        if (
+            os.path.isdir(path)
+            and not mounts.stays(path)
+            and not set(os.listdir(path))
+            - {
+                "before",
+                "components",
+                "digests.json",
+                "placed.json",
+                "sysprep.json",
+            }
+        ):
             yield Step("state", path)
 
 
@@ -567,18 +577,19 @@ _COMMANDS: dict[str, Callable[[str], None]] = {
 
 
 def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
-    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member, holder:
-    of the cluster's lock, empty when nobody holds it}.
-    """
+    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member}."""
     removal = Removal(names, options)
-    member, holder = has_member(options), lock.look()["holder"]
+    member = has_member(options)
     steps = [str(step) for step in removal.plan()]
-    failures = [] if check or not steps else removal.remove()
+    failures: list[str] = []
+    if check:
+        removal.left += removal.blind
+    elif steps or removal.blind:
+        failures = removal.remove()
     return {
         "components": removal.names,
         "steps": steps,
         "left": list(dict.fromkeys(removal.left)),
         "failures": failures,
         "member": member,
-        "holder": holder,
     }
