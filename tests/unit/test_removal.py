@@ -356,6 +356,10 @@ def test_a_lock_and_pictures_of_upgrades_go_with_the_last_component(machine: Pat
     assert (machine / "run" / "lock").exists()
     assert removal.run(["all"], removal.Options(), check=False)["failures"] == []
     assert list(machine.rglob("*")) == []
+    # Nor is it something that is left of a cluster.
+    files.write_atomic(str(machine / "run" / "lock"), b"{}", 0o600)
+    assert removal.run(["all"], removal.Options(), check=False)["steps"] == []
+    assert list(machine.rglob("*")) == []
 
 
 def test_data_of_etcd_goes_only_when_asked_with_snapshots_and_what_restores_moved_aside(machine: Path) -> None:

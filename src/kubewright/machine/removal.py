@@ -11,6 +11,7 @@ import base64
 import glob
 import os
 import re
+import shutil
 import subprocess
 import time
 from typing import Any, Callable, Iterable, Iterator, NamedTuple
@@ -531,8 +532,7 @@ def _drop_directories() -> None:
 
 def _rest() -> Iterator[Step]:
     """What no component has for itself, once none is left."""
-    # The last one holds the lock: of a run that has ended, or of the one that takes this machine out of the cluster.
-    yield from _tree_steps((component.STORE, generations.BEFORE, os.path.dirname(lock.LOCK)))
+    yield from _tree_steps((component.STORE, generations.BEFORE))
     for path in (files.DIGESTS, sysprep.RECORD, placed.PLACED):
         if os.path.exists(path):
             yield Step("state", path)
@@ -586,6 +586,9 @@ def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
         removal.left += removal.blind
     elif steps or removal.blind:
         failures = removal.remove()
+    if not check and not failures and "all" in names and os.path.isdir(os.path.dirname(lock.LOCK)):
+        # That of this run, or of one that has ended: nothing that anybody has to be told of.
+        shutil.rmtree(os.path.dirname(lock.LOCK))
     return {
         "components": removal.names,
         "steps": steps,
