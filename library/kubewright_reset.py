@@ -64,7 +64,7 @@ member:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.kubewright.machine import removal
+from ansible.module_utils.kubewright.machine import places, removal
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     asked = module.params
-    options = removal.Options(asked["data"], asked["etcd_data"], asked["docker_data"], asked["grace"])
+    options = places.Options(asked["data"], asked["etcd_data"], asked["docker_data"], asked["grace"])
     result = removal.run(asked["components"], options, check=module.check_mode)
     diff = {
         "prepared": "".join(f"{line}\n" for line in [*result["steps"], *(f"left: {one}" for one in result["left"])])
