@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 
 from kubewright import resets, runlock, variables
 from kubewright.errors import UserError
 
 _PARTS = ("reset_nodes", "reset_masters", "reset_etcd", "reset_rest")
-_OWN = {*_PARTS, "reset_found", "reset_closing", "reset_options", "reset_controller"}
+_OWN = {*_PARTS, "reset_lock", "reset_others", "reset_found", "reset_closing", "reset_options", "reset_controller"}
 
 
 class ActionModule(ActionBase):
@@ -43,17 +44,18 @@ class ActionModule(ActionBase):
         if problems:
             raise UserError(resets.report(problems))
         reset = {name: self._templar.template(self._vars[name]) for name in specs}
+        self._refuse_beside_others(hosts)
         found = {name: self._vars["hostvars"][name].get("reset_found") or {} for name in hosts}
-        self._refuse_beside_others(found)
-        unreachable = [name for name, seen in found.items() if seen.get("unreachable")]
+        unseen = [name for name, seen in found.items() if "components" not in seen]
         there = {one for seen in found.values() for one in seen.get("components", ())}
         tags, skipped = self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"]
         chosen = resets.selection(tags, skipped, reset["reset_components"], there)
         groups = {name: list(members) for name, members in self._vars["groups"].items()}
         members = [name for name, seen in found.items() if seen.get("member")]
-        problems = resets.refusals(groups, hosts, members, chosen)
+        mode = str(self._templar.template(self._vars.get("api_endpoint_mode", "auto")))
+        problems = resets.refusals(groups, hosts, members, chosen, mode)
         everybody = {name for group in ("etcd", "kube_master", "kube_node", "lb") for name in groups.get(group, ())}
-        if reset["reset_forget"] and (chosen or unreachable or everybody != set(hosts)):
+        if reset["reset_forget"] and (chosen or unseen or everybody != set(hosts)):
             problems.append(
                 "reset_forget: machines that are not reset now need the CAs and keys of this controller; it is for the "
                 "whole cluster, with all machines reachable"
@@ -66,23 +68,27 @@ class ActionModule(ActionBase):
             "whole": not chosen,
             "data": data,
             "forget": bool(reset["reset_forget"]),
-            "doing": resets.doing(chosen, [name for name in hosts if name not in unreachable], data=data),
+            "doing": resets.doing(chosen, [name for name in hosts if name not in unseen], data=data),
         }
         default = self._specs("preflight")["cluster_name"]["default"]
         name = str(self._templar.template(self._vars.get("cluster_name", default)))
         return {"changed": False, "ansible_facts": {"reset": plan, "cluster": {"name": name}}}
 
-    def _refuse_beside_others(self, found: dict[str, dict[str, Any]]) -> None:
-        """The lock beside the inventory is this run's own; those on machines are only asked, as they go as well."""
+    def _refuse_beside_others(self, hosts: list[str]) -> None:
+        """As in the preflight, which a reset does without."""
         if self._task.check_mode:
             return
-        run = runlock.current
+        run, now = runlock.current, time.time()
         if run and run.holder is not None:
-            raise UserError(*runlock.refused_here(run.holder, time.time()))
-        broken = str(self._templar.template(self._vars.get("break_lock")) or "")
-        held = resets.held(found, broken, run.me["controller"] if run else "")
+            raise UserError(*runlock.refused_here(run.holder, now))
+        asked = {name: self._vars["hostvars"][name].get("reset_lock") or {} for name in hosts}
+        asked |= {reply["item"]: reply for reply in (self._vars.get("reset_others") or {}).get("results", ())}
+        locks = {name: reply["lock"] for name, reply in asked.items() if reply.get("lock")}
+        held = {name: lock["holder"] for name, lock in locks.items() if lock["holder"]}
         if held:
-            raise UserError(*runlock.refused_there(held, time.time()))
+            raise UserError(*runlock.refused_there(held, now))
+        for text in runlock.taken_over(locks, now):
+            Display().warning(text)
 
     def _variable_problems(self, specs: dict[str, dict[str, Any]], hosts: list[str]) -> list[str]:
         used: dict[str, list[str]] = {}
@@ -99,11 +105,11 @@ class ActionModule(ActionBase):
 
     def _close(self) -> dict[str, Any]:
         groups, hostvars = self._vars["groups"], self._vars["hostvars"]
-        names = [name for name in groups["all"] if hostvars[name].get("reset_found")]
+        names = [name for name in groups["all"] if name in self._vars["ansible_play_hosts_all"]]
         plans = [plan for name in names if (plan := hostvars[name].get("ansible_facts", {}).get("reset"))]
         if not plans:
             return {"changed": False, "title": "Nothing was done", "lines": []}
         results = {name: [hostvars[name][part] for part in _PARTS if part in hostvars[name]] for name in names}
-        unreachable = [name for name in names if hostvars[name]["reset_found"].get("unreachable")]
+        unreachable = [name for name in names if hostvars[name].get("reset_found", {}).get("unreachable")]
         title, lines = resets.closing(results, unreachable, whole=plans[0]["whole"], check=self._task.check_mode)
         return {"changed": False, "title": title, "lines": lines}

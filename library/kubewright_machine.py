@@ -40,6 +40,10 @@ options:
       - In a task it is true or false; the action plugin knows the run.
     type: dict
     default: {}
+  facts:
+    description: Collect facts; without them it is only about the lock.
+    type: bool
+    default: true
   break_lock:
     description: Name of a run whose lock is not respected.
     type: str
@@ -83,6 +87,7 @@ def main() -> None:
             "api_port": {"type": "int", "default": 0},
             "vip": {"type": "str", "default": ""},
             "lock": {"type": "dict", "default": {}},
+            "facts": {"type": "bool", "default": True},
             "break_lock": {"type": "str", "default": ""},
             "look": {"type": "bool", "default": False},
         },
@@ -91,7 +96,7 @@ def main() -> None:
     asked = module.params
     names = ("ports", "disks", "etcd_data", "cas", "api_port", "vip")
     try:
-        found = {"facts": facts.collect(**{name: asked[name] for name in names})}
+        found = {"facts": facts.collect(**{name: asked[name] for name in names})} if asked["facts"] else {}
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         module.fail_json(

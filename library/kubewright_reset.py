@@ -61,14 +61,10 @@ member:
   description: Whether there was data of an etcd member.
   type: bool
   returned: always
-holder:
-  description: The run that holds the cluster's lock on this machine; empty when there is none.
-  type: dict
-  returned: always
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.kubewright.machine import removal
+from ansible.module_utils.kubewright.machine import places, removal
 
 
 def main() -> None:
@@ -83,7 +79,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     asked = module.params
-    options = removal.Options(asked["data"], asked["etcd_data"], asked["docker_data"], asked["grace"])
+    options = places.Options(asked["data"], asked["etcd_data"], asked["docker_data"], asked["grace"])
     result = removal.run(asked["components"], options, check=module.check_mode)
     diff = {
         "prepared": "".join(f"{line}\n" for line in [*result["steps"], *(f"left: {one}" for one in result["left"])])

@@ -75,11 +75,16 @@ def parts(chosen: Sequence[str]) -> dict[str, list[str]]:
 
 
 def refusals(
-    groups: Mapping[str, Sequence[str]], limited: Collection[str], members: Collection[str], chosen: Sequence[str]
+    groups: Mapping[str, Sequence[str]],
+    limited: Collection[str],
+    members: Collection[str],
+    chosen: Sequence[str],
+    endpoint_mode: str = "auto",
 ) -> list[str]:
     """Why this reset must not be done: it would break those who stay.
 
     `groups`: inventory group -> names. `limited`: machines of this run. `members`: those that have data of etcd.
+    `endpoint_mode`: the variable api_endpoint_mode.
     """
     found = []
     etcd, masters = groups.get("etcd", ()), groups.get("kube_master", ())
@@ -105,22 +110,15 @@ def refusals(
             f"{', '.join(gone)}: no master would be left for {', '.join(dict.fromkeys(others))}; reset the cluster as "
             "a whole, without --limit"
         )
+    balancers = groups.get("lb", ())
+    others = [name for name in dict.fromkeys([*groups.get("kube_node", ()), *masters]) if name not in limited]
+    serves = endpoint_mode in ("auto", "vip") and (not chosen or set(chosen) & {"kube-lb", "kube-lb-vip"})
+    if balancers and set(balancers) <= set(limited) and others and serves:
+        found.append(
+            f"{', '.join(balancers)}: no load balancer would be left for {', '.join(others)}; reset the cluster as a "
+            "whole, without --limit, or give it another api_endpoint_mode first"
+        )
     return found
-
-
-def held(found: Mapping[str, Mapping[str, Any]], broken: str, controller: str) -> dict[str, Mapping[str, Any]]:
-    """Machine -> who holds its lock and must not be disturbed.
-
-    `found`: machine -> result of the module. `broken`: id of a run whose lock is not to be respected. What another run
-    of this `controller` has left there is void: it has ended, as the lock beside the inventory tells.
-    """
-    return {
-        name: holder
-        for name, seen in found.items()
-        if (holder := seen.get("holder"))
-        and holder["id"] != broken
-        and (not controller or holder["controller"] != controller)
-    }
 
 
 def report(problems: Sequence[str]) -> str:
@@ -139,7 +137,7 @@ def doing(chosen: Sequence[str], machines: Sequence[str], *, data: bool) -> str:
 def closing(
     hosts: Mapping[str, Sequence[Mapping[str, Any]]], unreachable: Collection[str], *, whole: bool, check: bool
 ) -> tuple[str, list[str]]:
-    """Title and lines of the summary. `hosts`: machine -> results of the module in the parts."""
+    """Title and lines of the summary. `hosts`: machine -> results of the module in the parts that it came to."""
     verb = "would be removed or put back" if check else "removed or put back"
     lines, done = [], True
     for name, results in hosts.items():
@@ -149,7 +147,7 @@ def closing(
         if name in unreachable:
             lines.append(f"{name}: not reached, nothing done; the same command again does it")
             done = False
-        elif any(result.get("failed") for result in results):
+        elif len(results) < len(PARTS) or any(result.get("failed") or result.get("unreachable") for result in results):
             lines.append(f"{name}: not finished; the same command again goes on")
             done = False
         else:

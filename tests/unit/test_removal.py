@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -15,17 +16,20 @@ import pytest
 
 from kubewright.machine import (
     component,
+    ending,
     files,
     generations,
     leavings,
     lock,
     mounts,
     placed,
+    places,
     processes,
     removal,
     restore,
     rules,
     sysprep,
+    systemd,
     turnover,
 )
 
@@ -97,12 +101,12 @@ def test_nothing_to_cut_is_an_empty_script() -> None:
     ],
 )
 def test_rules_that_docker_writes_outside_of_its_chains(rule: str, gone: bool) -> None:
-    _, loose = removal.Removal(["docker"], removal.Options())._rule_tests("docker", {})
+    _, loose = removal.Removal(["docker"], places.Options())._rule_tests("docker", {})
     assert loose(rule) is gone
 
 
 def test_rules_of_a_docker_that_was_there_before_ours_stay() -> None:
-    ours, loose = removal.Removal(["docker"], removal.Options())._rule_tests(
+    ours, loose = removal.Removal(["docker"], places.Options())._rule_tests(
         "docker", {"before": {"devices": ["docker0"]}}
     )
     assert not loose("-A FORWARD -i docker0 -o docker0 -j ACCEPT")
@@ -125,7 +129,7 @@ def test_scopes_that_a_kubelet_made() -> None:
         "run-r2.scope loaded active running Kubernetes transient mount for /var/lib/kubelet/pods/x/volumes/y\n"
         "run-r3.scope loaded active running /usr/bin/sleep 100\n"
     )
-    assert removal.kubelet_scopes(table) == ["run-r1.scope", "run-r2.scope"]
+    assert ending.kubelet_scopes(table) == ["run-r1.scope", "run-r2.scope"]
 
 
 @pytest.fixture
@@ -148,6 +152,42 @@ def test_a_tree_with_a_volume_in_it_is_not_touched_until_that_is_unmounted(mount
         mounts.unmount(point)
     mounts.remove_tree(str(tree))
     assert not tree.exists()
+
+
+def test_a_volume_that_a_link_leads_to_is_unmounted_and_never_emptied(
+    machine: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual way to move Docker's or the kubelet's directory to another disk."""
+    (mounted / "data").write_text("of somebody")
+    root = machine / "kubelet"
+    root.symlink_to(mounted.parents[1])
+    catalogue = {"a": leavings.Leavings("", (), (str(root),)), "pki": leavings.Leavings()}
+    monkeypatch.setattr(removal, "CATALOGUE", catalogue)
+    with pytest.raises(OSError, match="is still mounted there; nothing of it was removed"):
+        mounts.remove_tree(str(root))
+    bring(machine, "a", [str(machine / "d" / "a")])
+    busy = removal.run(["a"], places.Options(), check=True)
+    assert f"mount {mounted}" in busy["steps"]
+    # Where it cannot be unmounted, what is in it stays.
+    with monkeypatch.context() as patch:
+        patch.setattr(mounts, "unmount", lambda _: (_ for _ in ()).throw(OSError("busy")))
+        assert removal.run(["a"], places.Options(), check=False)["failures"]
+    assert (mounted / "data").read_text() == "of somebody"
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
+    # What somebody had made before stays: the link and the directory, empty.
+    assert root.is_symlink()
+    assert list(root.iterdir()) == []
+    assert removal.run(["all"], places.Options(), check=False)["steps"] == []
+
+
+def test_docker_s_data_on_another_disk_goes_and_the_link_there_stays(machine: Path) -> None:
+    (machine / "disk" / "volumes" / "v").mkdir(parents=True)
+    (machine / "disk" / "foreign").write_text("x")
+    (machine / "docker").symlink_to("disk")
+    bring(machine, "docker", [str(machine / "cfg")])
+    options = places.Options(data=True, docker_data=str(machine / "docker"))
+    assert removal.run(["docker"], options, check=False)["failures"] == []
+    assert [one.name for one in (machine / "docker").iterdir()] == ["foreign"]
 
 
 def test_of_a_directory_that_is_a_mount_the_content_goes(mounted: Path) -> None:
@@ -189,10 +229,13 @@ def test_processes_are_found_by_control_group_and_end_though_they_ignore_it(monk
         ("/system.slice/docker.service", False),
         ("/machine.slice/libpod-1.scope", False),
         ("/dockerfiles/x", False),
+        ("/docker/buildkit/0123", True),
+        ("/system.slice/docker-registry.service", False),
+        ("/system.slice/kubepods-exporter.service", False),
     ],
 )
 def test_control_groups_of_containers(path: str, matches: bool) -> None:
-    assert bool(processes.CONTAINERS.search(path)) is matches or path == "/system.slice/docker.service"
+    assert bool(processes.CONTAINERS.search(path)) is matches
 
 
 @pytest.fixture
@@ -204,8 +247,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sysprep, "RECORD", str(tmp_path / "state" / "sysprep.json"))
     monkeypatch.setattr(files, "DIGESTS", str(tmp_path / "state" / "digests.json"))
     monkeypatch.setattr(files.DigestCache.__init__, "__defaults__", (str(tmp_path / "state" / "digests.json"),))
-    monkeypatch.setattr(removal, "_STATE", str(tmp_path / "state"))
-    monkeypatch.setattr(removal, "SNAPSHOTS", str(tmp_path / "snapshots"))
+    monkeypatch.setattr(places, "STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(places, "SNAPSHOTS", str(tmp_path / "snapshots"))
     monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "state" / "before"))
     monkeypatch.setattr(lock, "LOCK", str(tmp_path / "run" / "lock"))
     monkeypatch.setattr(removal, "_UNITS", str(tmp_path / "units"))
@@ -254,10 +297,10 @@ def test_a_component_goes_with_its_directories_and_leaves_those_of_others(machin
     (machine / "etc" / "foreign").write_text("x")
     bring(machine, "a", [str(machine / "etc" / "a"), str(machine / "own" / "sub" / "a")], "tool")
     (machine / "own" / "foreign").write_text("x")
-    found = removal.run(["a"], removal.Options(), check=True)
+    found = removal.run(["a"], places.Options(), check=True)
     assert f"file {machine}/etc/a" in found["steps"]
     assert (machine / "etc" / "a").exists()
-    found = removal.run(["a"], removal.Options(), check=False)
+    found = removal.run(["a"], places.Options(), check=False)
     assert found["failures"] == []
     assert sorted(str(p.relative_to(machine)) for p in machine.rglob("*") if p.is_file()) == [
         "etc/foreign",
@@ -265,16 +308,16 @@ def test_a_component_goes_with_its_directories_and_leaves_those_of_others(machin
     ]
     assert not (machine / "own" / "sub").exists()
     assert not (machine / "state").exists()
-    assert removal.run(["all"], removal.Options(), check=False)["steps"] == []
+    assert removal.run(["all"], places.Options(), check=False)["steps"] == []
 
 
 def test_a_binary_that_another_component_uses_stays(machine: Path) -> None:
     bring(machine, "a", [str(machine / "a")], "tool")
     bring(machine, "b", [str(machine / "b")], "tool")
-    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
     assert (machine / "bin" / "b-tool").read_text() == "#!/bin/sh\n"
     assert not (machine / "bin" / "a-tool").is_symlink()
-    assert removal.run(["all"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["all"], places.Options(), check=False)["failures"] == []
     assert not (machine / "store").exists()
 
 
@@ -286,7 +329,7 @@ def test_what_was_there_before_is_put_back(machine: Path) -> None:
     bring(machine, "a", [str(there), str(link)])
     bring(machine, "a", [str(there), str(link)])
     assert there.read_text() == "x"
-    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
     assert (there.read_text(), there.stat().st_mode & 0o777) == ("of others", 0o640)
     assert str(link.readlink()) == "elsewhere"
 
@@ -299,10 +342,10 @@ def test_an_interrupted_removal_goes_on(machine: Path, monkeypatch: pytest.Monke
         removal.os, "unlink", lambda path: (_ for _ in ()).throw(KeyboardInterrupt) if path == paths[2] else real(path)
     )
     with pytest.raises(KeyboardInterrupt):
-        removal.run(["a"], removal.Options(), check=False)
+        removal.run(["a"], places.Options(), check=False)
     monkeypatch.setattr(removal.os, "unlink", real)
     assert removal.present() == ["a"]
-    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
     assert list(machine.rglob("*")) == []
 
 
@@ -311,10 +354,14 @@ def test_a_lock_and_pictures_of_upgrades_go_with_the_last_component(machine: Pat
     bring(machine, "b", [str(machine / "d" / "b")])
     for path in ("state/before/a.json", "state/before/gone.json", "run/lock"):
         files.write_atomic(str(machine / path), b"{}", 0o600)
-    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
     assert not (machine / "state" / "before" / "a.json").exists()
     assert (machine / "run" / "lock").exists()
-    assert removal.run(["all"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["all"], places.Options(), check=False)["failures"] == []
+    assert list(machine.rglob("*")) == []
+    # Nor is it something that is left of a cluster.
+    files.write_atomic(str(machine / "run" / "lock"), b"{}", 0o600)
+    assert removal.run(["all"], places.Options(), check=False)["steps"] == []
     assert list(machine.rglob("*")) == []
 
 
@@ -325,7 +372,7 @@ def test_data_of_etcd_goes_only_when_asked_with_snapshots_and_what_restores_move
     ours += ["snapshots/etcd-20260101T000000Z-r5.db", "snapshots/.partial-1.db", "state/snapshots/before-upgrade.db"]
     for path in [*ours, "snapshots/of-others"]:
         files.write_atomic(str(machine / path), b"x", 0o600)
-    options = removal.Options(etcd_data=str(data))
+    options = places.Options(etcd_data=str(data))
     found = removal.run(["etcd"], options, check=False)
     assert found["left"] == [f"{machine}/{path}: data of etcd" for path in ("data", "state/snapshots", "snapshots")]
     assert all((machine / path).exists() for path in ours)
@@ -342,7 +389,7 @@ def test_a_failure_is_named_and_keeps_the_record(machine: Path) -> None:
     bring(machine, "a", [str(kept), str(machine / "e")])
     subprocess.run(["chattr", "+i", str(kept)], check=True)
     try:
-        found = removal.run(["a"], removal.Options(), check=False)
+        found = removal.run(["a"], places.Options(), check=False)
     finally:
         subprocess.run(["chattr", "-i", str(kept)], check=True)
     assert [re.sub(r"\[.*?\] ", "", one) for one in found["failures"]] == [
@@ -350,7 +397,7 @@ def test_a_failure_is_named_and_keeps_the_record(machine: Path) -> None:
     ]
     assert not (machine / "e").exists()
     assert removal.present() == ["a"]
-    assert removal.run(["a"], removal.Options(), check=False)["failures"] == []
+    assert removal.run(["a"], places.Options(), check=False)["failures"] == []
 
 
 def test_a_unit_of_others_is_not_ours_by_its_name(machine: Path) -> None:
@@ -393,7 +440,78 @@ def test_sockets_of_shims_go_unless_somebody_holds_them(tmp_path: Path) -> None:
         dead.bind(str(shims / "dead"))
     with socket.socket(socket.AF_UNIX) as held:
         held.bind(str(shims / "held"))
-        removal._drop_sockets(str(shims))
+        ending.drop_sockets(str(shims))
         assert [one.name for one in shims.iterdir()] == ["held"]
-    removal._drop_sockets(str(shims))
+    ending.drop_sockets(str(shims))
     assert not shims.parent.exists()
+
+
+def test_a_component_that_cannot_be_looked_at_is_named_and_its_record_stays(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring(machine, "kubelet", [str(machine / "d" / "a")])
+    bring(machine, "b", [str(machine / "e")])
+
+    def hangs(program: str) -> str:
+        raise subprocess.TimeoutExpired(program, 60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rules, "programs", lambda: ["iptables"])
+        patch.setattr(rules, "saved", hangs)
+        patch.setattr(places, "kubelet_root", lambda: str(machine / "kubelet"))
+        patch.setattr(processes, "within", lambda _: [])
+        looked = removal.run(["all"], places.Options(), check=True)
+        assert [line.partition(":")[0] for line in looked["left"]] == ["kubelet"]
+        found = removal.run(["all"], places.Options(), check=False)
+    assert len(found["failures"]) == 1
+    assert "kubelet: what there is of it cannot be told: Command 'iptables' timed out" in found["failures"][0]
+    assert not (machine / "e").exists()
+    assert set(removal.present()) == {"b", "kubelet"}
+
+
+def test_settings_that_cannot_be_put_back_are_named_and_block_nothing(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {
+        "swap": {"before": f"{machine}/gone, {machine}/there", "after": "off"},
+        "gone.service": {"before": "active, enabled", "after": "stopped, disabled"},
+        "ufw allow 6443/tcp": {"before": "no rule", "after": "rule"},
+        "firewalld 6443/tcp at every start": {"before": "closed", "after": "open"},
+    }
+    (machine / "there").touch()
+    files.write_atomic(sysprep.RECORD, json.dumps(record).encode(), 0o600)
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(restore, "_run", lambda *argv: ran.append(argv))
+    monkeypatch.setattr(rules, "PATH", "")
+    monkeypatch.setattr(systemd, "states", lambda units: {unit: {"LoadState": "not-found"} for unit in units})
+    found = removal.run(["all"], places.Options(), check=False)
+    assert found["failures"] == []
+    assert ran == [("swapon", f"{machine}/there")]
+    assert found["left"] == [
+        f"swap is not put back: {machine}/gone is not on this machine any more",
+        "gone.service is not put back: gone.service is not on this machine any more",
+        "ufw allow 6443/tcp is not put back: ufw is not on this machine any more",
+        "firewalld 6443/tcp at every start is not put back: firewall-cmd is not on this machine any more",
+    ]
+    assert not (machine / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "active", "wanted"),
+    [
+        ("firewalld 6443/tcp now", True, ("firewall-cmd", "--remove-port=6443/tcp")),
+        ("firewalld vrrp at every start", True, ("firewall-cmd", "--permanent", "--remove-protocol=vrrp")),
+        ("firewalld 10.0.0.0/8 now", True, ("firewall-cmd", "--zone=trusted", "--remove-source=10.0.0.0/8")),
+        ("firewalld 6443/tcp now", False, None),
+        ("firewalld 6443/tcp at every start", False, ("firewall-offline-cmd", "--remove-port=6443/tcp")),
+    ],
+)
+def test_holes_in_a_firewall_are_closed_also_while_it_is_stopped(
+    what: str, active: bool, wanted: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(restore, "_run", lambda *argv: ran.append(argv))
+    state = {"firewalld.service": {"ActiveState": "active" if active else "inactive"}}
+    monkeypatch.setattr(systemd, "states", lambda _: state)
+    restore._close(what)
+    assert ran == ([wanted] if wanted else [])

@@ -77,17 +77,22 @@ def test_who_stays_is_not_broken(limited: list[str], members: list[str], chosen:
 
 
 @pytest.mark.parametrize(
-    ("broken", "controller", "machines"),
-    [("", "here", ["m1"]), ("", "", ["m1", "n1"]), ("r1", "here", []), ("r2", "", ["m1"])],
+    ("limited", "chosen", "mode", "refused"),
+    [
+        (["lb1", "lb2"], [], "auto", True),
+        (["lb1", "lb2", "n1"], ["kube-lb-vip"], "vip", True),
+        (["lb1"], [], "auto", False),
+        (["lb1", "lb2"], ["sysprep"], "auto", False),
+        # The API is reached by another way already.
+        (["lb1", "lb2"], [], "local_proxy", False),
+        (["lb1", "lb2", "m1", "n1", "n2"], [], "auto", False),
+    ],
 )
-def test_who_works_on_the_cluster_is_not_disturbed(broken: str, controller: str, machines: list[str]) -> None:
-    found: dict[str, dict[str, Any]] = {
-        "m1": {"holder": {"id": "r1", "controller": "elsewhere"}},
-        "n1": {"holder": {"id": "r2", "controller": "here"}},
-        "n2": {"holder": {}},
-        "n3": {"unreachable": True},
-    }
-    assert list(resets.held(found, broken, controller)) == machines
+def test_the_last_load_balancers_stay_as_long_as_somebody_uses_them(
+    limited: list[str], chosen: list[str], mode: str, refused: bool
+) -> None:
+    found = resets.refusals({**GROUPS, "lb": ["lb1", "lb2"]}, limited, [], chosen, mode)
+    assert ["no load balancer would be left for" in problem for problem in found] == ([True] if refused else [])
 
 
 def test_what_is_confirmed_says_whether_data_goes() -> None:
@@ -98,8 +103,8 @@ def test_what_is_confirmed_says_whether_data_goes() -> None:
 
 def test_the_summary_names_every_machine() -> None:
     results = {
-        "m1": [{"steps": ["a", "b"], "left": ["x"]}, {"steps": ["b"]}],
-        "n1": [{"steps": []}],
+        "m1": [{"steps": ["a", "b"], "left": ["x"]}, {"steps": ["b"]}, {}, {}],
+        "n1": [{"steps": []}] * 4,
         "n2": [{"failed": True}],
         "n3": [{"unreachable": True}],
     }
@@ -112,6 +117,15 @@ def test_the_summary_names_every_machine() -> None:
         "n2: not finished; the same command again goes on",
         "n3: not reached, nothing done; the same command again does it",
     ]
-    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=True, check=False)[0] == "The machines are bare"
-    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=False, check=False)[0] == "The components are removed"
-    assert resets.closing({"n1": [{"steps": ["a"]}]}, [], whole=True, check=True)[0] == "This would be removed"
+    done: dict[str, list[dict[str, Any]]] = {"n1": [{"steps": ["a"]}] * 4}
+    assert resets.closing(done, [], whole=True, check=False)[0] == "The machines are bare"
+    assert resets.closing(done, [], whole=False, check=False)[0] == "The components are removed"
+    assert resets.closing(done, [], whole=True, check=True)[0] == "This would be removed"
+
+
+@pytest.mark.parametrize("results", [[], [{"steps": ["a"]}], [{}, {}, {}, {"unreachable": True}]])
+def test_a_machine_is_done_only_with_all_parts(results: list[dict[str, Any]]) -> None:
+    assert resets.closing({"n1": results}, [], whole=True, check=False) == (
+        "Some machines are not done",
+        ["n1: not finished; the same command again goes on"],
+    )

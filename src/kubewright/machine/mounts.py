@@ -12,11 +12,17 @@ from . import files
 _SECONDS = 20
 
 
-def below(root: str, mountinfo: str) -> list[str]:
-    """Mount points below `root`, not itself, deepest first. `mountinfo`: the text of /proc/self/mountinfo."""
-    points = [_plain(line.split()[4]) for line in mountinfo.splitlines() if len(line.split()) > 4]
+def points(table: str) -> list[str]:
+    """All mount points of the text of /proc/self/mountinfo, which tells them without links."""
+    return [_plain(line.split()[4]) for line in table.splitlines() if len(line.split()) > 4]
+
+
+def below(root: str, table: str) -> list[str]:
+    """Mount points below `root`, not itself, deepest first, also where a link leads there. `table` as for `points`."""
+    resolved = os.path.realpath(root)
     # What lies over another mount at the same place comes later in the table, and goes first.
-    return sorted((point for point in reversed(points) if point.startswith(f"{root}/")), key=len, reverse=True)
+    inside = [point for point in reversed(points(table)) if point.startswith(f"{resolved}/")]
+    return sorted(inside, key=len, reverse=True)
 
 
 def _plain(path: str) -> str:
@@ -26,6 +32,11 @@ def _plain(path: str) -> str:
 def now() -> str:
     """The mounts of this process."""
     return files.read("/proc/self/mountinfo")
+
+
+def stays(path: str) -> bool:
+    """Whether a directory is somebody's way to another disk, a mount point or a link: what is in it may go, not it."""
+    return os.path.isdir(path) and (os.path.islink(path) or os.path.realpath(path) in points(now()))
 
 
 def unmount(point: str) -> None:
@@ -38,22 +49,21 @@ def unmount(point: str) -> None:
             )
         except subprocess.TimeoutExpired:
             continue
-        if reply.returncode == 0 or point not in below(os.path.dirname(point), now()):
+        if reply.returncode == 0 or point not in points(now()):
             return
         said = reply.stderr.strip()
     raise OSError(f"{point} cannot be unmounted: {said}")
 
 
 def remove_tree(root: str) -> None:
-    """Remove a directory with all that is in it; of one that is itself a mount point what is in it.
+    """Remove a directory with all that is in it; of one that `stays` what is in it.
 
     Raises OSError where anything is mounted below it: that may be a volume with somebody's data.
     """
-    table = now()
-    inside = below(root, table)
+    inside = below(root, now())
     if inside:
         raise OSError(f"{root}: {inside[0]} is still mounted there; nothing of it was removed")
-    if root not in [_plain(line.split()[4]) for line in table.splitlines()]:
+    if not stays(root):
         shutil.rmtree(root)
         return
     for name in os.listdir(root):

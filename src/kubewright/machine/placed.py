@@ -66,6 +66,11 @@ def read() -> dict[str, Any]:
     return found if isinstance(found, dict) else {"directories": [], "components": {}}
 
 
+def entry(name: str) -> dict[str, Any]:
+    """What is known of one component; empty where nothing is."""
+    return dict(read()["components"].get(name, {}))
+
+
 def write(record: dict[str, Any]) -> None:
     """Replace the record; it may hold contents of files of others, so only root reads it."""
     files.write_atomic(PLACED, json.dumps(record, indent=1, sort_keys=True).encode(), 0o600)

@@ -13,8 +13,9 @@ from . import files
 _POLL_SECONDS = 0.1
 # How long a process may take to be gone after SIGKILL; one that hangs in the kernel never is.
 _KILL_SECONDS = 10.0
-CONTAINERS = re.compile(r"/(?:kubepods|docker)(?:[-./]|$)|/docker-[0-9a-f]{64}\.scope")
-PODS = re.compile(r"/kubepods(?:[-./]|$)")
+# Services of others have names that begin so, too: docker-registry.service, kubepods-exporter.service.
+PODS = re.compile(r"/kubepods(?:\.slice)?(?:/|$)")
+CONTAINERS = re.compile(PODS.pattern + r"|/docker/(?:[0-9a-f]{64}|buildkit)(?:/|$)|/docker-[0-9a-f]{64}\.scope(?:/|$)")
 
 
 def of_unit(unit: str) -> Pattern[str]:

@@ -11,41 +11,34 @@ import base64
 import glob
 import os
 import re
+import shutil
 import subprocess
-import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
-from . import component, files, generations, lock, mounts, placed, processes, restore, rules, sysprep, systemd, traces
+from . import (
+    component,
+    ending,
+    files,
+    generations,
+    lock,
+    mounts,
+    placed,
+    places,
+    processes,
+    restore,
+    rules,
+    sysprep,
+    systemd,
+    traces,
+)
 from .leavings import CATALOGUE, ORDER, OWN_DIRECTORIES, Leavings
 
 _UNITS = "/etc/systemd/system"
 _SHIMS = "/run/containerd/s"
-_STATE = "/var/lib/kubewright"
-# The default of the role etcd.
-SNAPSHOTS = "/var/lib/etcd-snapshots"
-# Bounds for services that do not stop when told to, in seconds.
-_STOP_SECONDS = 20.0
-_COMMAND_SECONDS = 90
 _ROUNDS = 3
 _KUBELET_CHAINS = ("KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-MARK-DROP", "KUBE-MARK-MASQ", "KUBE-POSTROUTING")
-# Of every storage driver; what else is in the directory is not Docker's.
-_DOCKER_DATA = re.compile(
-    "aufs|btrfs|buildkit|containerd|containers|devicemapper|engine-id|fuse-overlayfs|image|network|overlay|overlay2"
-    "|plugins|runtimes|swarm|tmp|trust|vfs|volumes|zfs"
-)
-# With what restores have moved aside, and what they leave when they are interrupted.
-_ETCD_DATA = re.compile(r"member(\.before-.*)?|kubewright-restore\.json|\.kubewright-restoring")
-_SNAPSHOTS = re.compile(r"(etcd-|before-upgrade|\.partial-).*")
-
-
-class Options(NamedTuple):
-    """`data`: etcd's data and Docker's images and volumes, too. Directories are what the inventory says, used where the
-    machine's own configuration is gone already. `grace`: seconds that containers have to end by themselves."""
-
-    data: bool = False
-    etcd_data: str = "/var/lib/etcd"
-    docker_data: str = "/var/lib/docker"
-    grace: float = 10.0
+# What looking and removing may meet on a machine that is broken.
+_FAILURES = (OSError, subprocess.SubprocessError, LookupError, ValueError)
 
 
 class Step(NamedTuple):
@@ -61,21 +54,27 @@ class Step(NamedTuple):
 class Removal:
     """The removal of components from the machine that this runs on."""
 
-    def __init__(self, names: list[str], options: Options) -> None:
+    def __init__(self, names: list[str], options: places.Options) -> None:
         self._options = options
         self._here = present()
         chosen = self._here if "all" in names else [name for name in self._here if name in names]
         self.names = chosen
         self.left: list[str] = []
+        # Why components could not be looked at, of the last plan.
+        self.blind: list[str] = []
         self._reload = False
 
     def plan(self) -> list[Step]:
         """Everything that is to be done now, in order; nothing where nothing of the components is left."""
         self._here = present()
+        self.blind = []
         steps: list[Step] = []
         for name in [name for name in self.names if name in self._here]:
-            steps += self._component(name)
-        if not set(self._here) - set(self.names):
+            try:
+                steps += self._component(name)
+            except _FAILURES as error:
+                self.blind.append(f"{name}: what there is of it cannot be told: {error}")
+        if not self.blind and not set(self._here) - set(self.names):
             steps += _rest()
         return list(dict.fromkeys(steps))
 
@@ -84,27 +83,27 @@ class Removal:
         failures: dict[str, None] = {}
         for _ in range(_ROUNDS):
             steps = self.plan()
+            failures = dict.fromkeys(self.blind)
             if not steps:
-                return []
-            failures = {}
+                return self.blind
             for step in steps:
                 # Records are what the next call goes by: they stay as long as something else does.
                 if step.kind in ("record", "state") and failures:
                     continue
                 try:
                     self._do(step)
-                except (OSError, subprocess.TimeoutExpired, KeyError) as error:
+                except _FAILURES as error:
                     failures[f"{step}: {error}"] = None
             if self._reload:
                 systemd.daemon_reload()
                 self._reload = False
-        return list(failures) or [f"{step}: is there again" for step in self.plan()]
+        return list(failures) or [*(f"{step}: is there again" for step in self.plan()), *self.blind]
 
     def _remaining(self) -> set[str]:
         return set(self._here) - set(self.names)
 
     def _component(self, name: str) -> Iterator[Step]:
-        entry, leavings = _entry(name), CATALOGUE.get(name, Leavings())
+        entry, leavings = placed.entry(name), CATALOGUE.get(name, Leavings())
         targets: set[str] = set()
         for step in self._contents(name, entry, leavings):
             targets.add(step.target)
@@ -116,10 +115,10 @@ class Removal:
     def _empties(self, leavings: Leavings, going: set[str]) -> Iterator[Step]:
         """Directories that are empty once `going` is gone, from the inside out as the catalogue has them."""
         remaining = self._remaining()
-        needed = {path for other in remaining for path in _entry(other).get("directories", [])}
+        needed = {path for other in remaining for path in placed.entry(other).get("directories", [])}
         needed |= {path for other in remaining for path in CATALOGUE.get(other, Leavings()).empties}
         for path in leavings.empties:
-            if path in needed or not os.path.isdir(path):
+            if path in needed or not os.path.isdir(path) or mounts.stays(path):
                 continue
             if all(f"{path}/{name}" in going for name in os.listdir(path)):
                 going = going | {path}
@@ -129,14 +128,14 @@ class Removal:
         yield from _unit_steps(name)
         if name == "kubelet":
             yield from _when(processes.within(processes.PODS), Step("end", "pods"))
-            yield from self._tree_steps([_kubelet_root()])
-            yield from (Step("scope", unit) for unit in kubelet_scopes(systemd.scopes()))
+            yield from _tree_steps([places.kubelet_root()])
+            yield from (Step("scope", unit) for unit in ending.kubelet_scopes(systemd.scopes()))
         if name == "docker":
             yield from _when(processes.within(processes.CONTAINERS), Step("end", "containers"))
             yield from _when(os.path.isdir(_SHIMS), Step("sockets", _SHIMS))
         yield from self._network(name, entry)
         yield from self._data(name)
-        yield from self._tree_steps(leavings.trees)
+        yield from _tree_steps(leavings.trees)
         if name == "sysprep":
             yield from _sysprep_steps(self.left)
         yield from self._file_steps(name, entry, leavings)
@@ -183,25 +182,15 @@ class Removal:
         return ours, loose
 
     def _data(self, name: str) -> Iterator[Step]:
-        for root, parts in _data_places(name, self._options):
+        for root, parts in places.data(name, self._options):
             names = sorted(os.listdir(root)) if os.path.isdir(root) else []
             there = [f"{root}/{part}" for part in names if parts.fullmatch(part)]
             if not self._options.data:
                 self.left += [f"{root}: data of {name}"] if there else []
                 continue
-            yield from self._tree_steps(there)
-            if os.path.isdir(root) and len(there) == len(names) and not _is_mount(root):
+            yield from _tree_steps(there)
+            if os.path.isdir(root) and len(there) == len(names) and not any(map(mounts.stays, [root, *there])):
                 yield Step("directory", root)
-
-    def _tree_steps(self, roots: Any) -> Iterator[Step]:
-        table = mounts.now()
-        for root in roots:
-            if not os.path.lexists(root):
-                continue
-            yield from (Step("mount", point) for point in mounts.below(root, table))
-            if _is_mount(root, table) and not os.listdir(root):
-                continue
-            yield Step("tree", root)
 
     def _file_steps(self, name: str, entry: dict[str, Any], leavings: Leavings) -> Iterator[Step]:
         originals = entry.get("originals", {})
@@ -228,7 +217,7 @@ class Removal:
 
     def _store_steps(self, name: str, entry: dict[str, Any]) -> Iterator[Step]:
         artifacts = {*entry.get("links", {}).values(), *(_artifact(os.readlink(link)) for link in _old_links(name))}
-        used = {a for other in self._remaining() for a in _entry(other).get("links", {}).values()}
+        used = {a for other in self._remaining() for a in placed.entry(other).get("links", {}).values()}
         used |= {_artifact(os.readlink(link)) for other in self._remaining() for link in _old_links(other)}
         for artifact in sorted(artifacts - used):
             if os.path.isdir(f"{component.STORE}/{artifact}"):
@@ -237,17 +226,17 @@ class Removal:
     def _do(self, step: Step) -> None:
         kind, target = step
         if kind == "stop":
-            _stop(target)
+            ending.stop(target)
         elif kind == "end":
-            self._end(target)
+            ending.end(target, self._options.grace)
         elif kind == "mount":
-            if target in mounts.below(os.path.dirname(target), mounts.now()):
+            if target in mounts.points(mounts.now()):
                 mounts.unmount(target)
         elif kind == "flannel":
             traces.clean_flannel()
         elif kind == "rules":
             name, _, rest = target.partition(" in ")
-            rules.remove(rest.partition(":")[0], *self._rule_tests(name, _entry(name)))
+            rules.remove(rest.partition(":")[0], *self._rule_tests(name, placed.entry(name)))
         elif kind == "tree":
             _remove_tree(target)
         elif kind in ("file", "link", "enabled"):
@@ -261,14 +250,6 @@ class Removal:
             _forget(target)
         else:
             _COMMANDS[kind](target)
-
-    def _end(self, what: str) -> None:
-        group = processes.PODS if what == "pods" else processes.CONTAINERS
-        hanging = processes.end(group, self._options.grace)
-        if hanging:
-            numbers = ", ".join(map(str, hanging))
-            raise OSError(f"processes {numbers} hang in the kernel and cannot be killed; reboot the machine")
-        _drop_groups("kubepods" if what == "pods" else "docker")
 
 
 def present() -> list[str]:
@@ -285,11 +266,6 @@ def present() -> list[str]:
     return [*strangers, *(name for name in ORDER if name in found)]
 
 
-def has_member(options: Options) -> bool:
-    """Whether data of an etcd member is here."""
-    return any(os.path.isdir(f"{root}/member") for root in _etcd_roots(options))
-
-
 def _when(condition: Any, *steps: Step) -> tuple[Step, ...]:
     return steps if condition else ()
 
@@ -298,11 +274,6 @@ def _records() -> list[str]:
     if not os.path.isdir(component.RECORDS):
         return []
     return sorted(name[:-5] for name in os.listdir(component.RECORDS) if name.endswith(".json"))
-
-
-def _entry(name: str) -> dict[str, Any]:
-    found = placed.read()["components"].get(name, {})
-    return dict(found)
 
 
 def _is_ours(unit_file: str) -> bool:
@@ -328,7 +299,7 @@ def _old_links(name: str) -> list[str]:
 
 
 def _unit_steps(name: str) -> Iterator[Step]:
-    units = list(_entry(name).get("units", []))
+    units = list(placed.entry(name).get("units", []))
     known = CATALOGUE.get(name, Leavings()).unit
     if known and (name in _records() or _is_ours(f"{_UNITS}/{known}")) and known not in units:
         units.append(known)
@@ -349,82 +320,17 @@ def _unit_steps(name: str) -> Iterator[Step]:
                 yield Step("file", f"{place}/{unit}")
 
 
-def _stop(unit: str) -> None:
-    """Ask, and where that takes too long kill the whole control group. Whoever hangs is named."""
-    subprocess.run(
-        ["systemctl", "stop", "--no-block", unit], capture_output=True, check=False, timeout=_COMMAND_SECONDS
-    )
-    group, deadline = processes.of_unit(unit), time.monotonic() + _STOP_SECONDS
-    while time.monotonic() < deadline:
-        state = systemd.states([unit]).get(unit, {}).get("ActiveState")
-        if state in ("inactive", "failed", None):
-            break
-        time.sleep(0.1)
-    # Those that outlive their unit on purpose, as containerd does with docker, and those that hang.
-    hanging = processes.end(group, 0)
-    if hanging:
-        numbers = ", ".join(map(str, hanging))
-        raise OSError(f"processes {numbers} hang in the kernel and cannot be killed; reboot the machine")
-    systemd.reset_failed(unit)
-
-
-def kubelet_scopes(table: str) -> list[str]:
-    """Scopes that a kubelet made by systemd-run, to ask whether it can and for its mounts. Pure.
-
-    `table`: of `systemd.scopes`. Descriptions are those of k8s.io/mount-utils.
-    """
-    pattern = re.compile(r"(run-\S+\.scope) .* Kubernetes (?:systemd probe|transient mount for .*)")
-    return [found[1] for line in table.splitlines() if (found := pattern.fullmatch(line.rstrip()))]
-
-
-def _kubelet_root() -> str:
-    found = re.search(r"--root-dir=(/[^\s\"']+)", files.read("/opt/kubernetes/cfg/kubelet"))
-    return found[1].rstrip("/") if found else "/var/lib/kubelet"
-
-
-def _etcd_roots(options: Options) -> list[str]:
-    configured = re.search(r"^ETCD_DATA_DIR=(/\S+)", files.read("/opt/etcd/cfg/etcd"), re.MULTILINE)
-    named = [*([configured[1]] if configured else []), options.etcd_data, *_entry("etcd").get("directories", [])]
-    return list(dict.fromkeys(path.rstrip("/") for path in named))
-
-
-def _data_places(name: str, options: Options) -> list[tuple[str, re.Pattern[str]]]:
-    """Directories of a component's data, each with the names in it that are such."""
-    if name == "docker":
-        return [(root, _DOCKER_DATA) for root in _docker_roots(options)]
-    if name == "etcd":
-        own = [(root, _ETCD_DATA) for root in _etcd_roots(options)]
-        return [*own, (f"{_STATE}/snapshots", _SNAPSHOTS), *_data_places("etcd-snapshot", options)]
-    if name == "etcd-snapshot":
-        configured = (files.read_json("/opt/etcd/cfg/etcd-snapshot.json") or {}).get("directory") or SNAPSHOTS
-        named = [configured, SNAPSHOTS, *_entry(name).get("directories", [])]
-        return [(root, _SNAPSHOTS) for root in dict.fromkeys(path.rstrip("/") for path in named)]
-    return []
-
-
-def _docker_roots(options: Options) -> list[str]:
-    configured = files.read_json("/etc/docker/daemon.json") if "docker" in placed.read()["components"] else None
-    named = str((configured or {}).get("data-root") or options.docker_data)
-    return list(dict.fromkeys(path.rstrip("/") for path in (named, options.docker_data)))
-
-
-def _drop_sockets(directory: str) -> None:
-    """Remove sockets of containers' shims that nobody holds open any more; another containerd has its own here."""
-    held = {line.split()[-1] for line in files.read("/proc/net/unix").splitlines()[1:] if "/" in line}
-    for path in glob.glob(f"{directory}/*"):
-        if path not in held:
-            _unlink(path)
-    for path in (directory, os.path.dirname(directory)):
-        if os.path.isdir(path) and not os.listdir(path):
-            os.rmdir(path)
-
-
-def _is_mount(root: str, table: str = "") -> bool:
-    return any(line.split()[4] == root for line in (table or mounts.now()).splitlines())
+def _tree_steps(roots: Iterable[str]) -> Iterator[Step]:
+    for root in roots:
+        if not os.path.lexists(root):
+            continue
+        yield from (Step("mount", point) for point in mounts.below(root, mounts.now()))
+        if not mounts.stays(root) or os.listdir(root):
+            yield Step("tree", root)
 
 
 def _remove_tree(root: str) -> None:
-    if os.path.isdir(root) and not os.path.islink(root):
+    if os.path.isdir(root):
         mounts.remove_tree(root)
     else:
         _unlink(root)
@@ -456,7 +362,8 @@ def _stands(path: str, original: dict[str, Any]) -> bool:
 
 
 def _put_back(path: str) -> None:
-    [original] = [e["originals"][path] for e in placed.read()["components"].values() if path in e.get("originals", {})]
+    entries = placed.read()["components"].values()
+    original = next(entry["originals"][path] for entry in entries if path in entry.get("originals", {}))
     if "link" in original:
         files.link_atomic(original["link"], path)
     else:
@@ -485,20 +392,6 @@ def _set_sysctl(target: str) -> None:
         stream.write(value)
 
 
-def _drop_groups(name: str) -> None:
-    """Remove the empty control groups of containers, which are nobody's any more."""
-    if name == "kubepods":
-        subprocess.run(
-            ["systemctl", "stop", "kubepods.slice"], capture_output=True, check=False, timeout=_COMMAND_SECONDS
-        )
-    for root in [*glob.glob(f"/sys/fs/cgroup/*/{name}"), *glob.glob(f"/sys/fs/cgroup/{name}")]:
-        for directory, _, _ in os.walk(root, topdown=False):
-            try:
-                os.rmdir(directory)
-            except OSError:
-                continue  # they hold nothing, and are gone after the next boot
-
-
 def _forget(name: str) -> None:
     _unlink(f"{component.RECORDS}/{name}.json")
     # It may hold secrets.
@@ -515,7 +408,7 @@ def _drop_directories() -> None:
     needed = {path for entry in record["components"].values() for path in entry["directories"]}
     made = {*record["directories"], *OWN_DIRECTORIES}
     for path in sorted(made - needed, key=len, reverse=True):
-        if os.path.isdir(path) and not os.listdir(path) and not _is_mount(path):
+        if os.path.isdir(path) and not os.listdir(path) and not mounts.stays(path):
             os.rmdir(path)
     kept = [path for path in record["directories"] if os.path.isdir(path)]
     if kept != record["directories"]:
@@ -524,21 +417,23 @@ def _drop_directories() -> None:
 
 def _rest() -> Iterator[Step]:
     """What no component has for itself, once none is left."""
-    # The last one holds the lock: of a run that has ended, or of the one that takes this machine out of the cluster.
-    for path in (component.STORE, generations.BEFORE, os.path.dirname(lock.LOCK)):
-        if os.path.isdir(path):
-            yield Step("tree", path)
+    yield from _tree_steps((component.STORE, generations.BEFORE))
     for path in (files.DIGESTS, sysprep.RECORD, placed.PLACED):
         if os.path.exists(path):
             yield Step("state", path)
-    for path in (component.RECORDS, _STATE):
-        if os.path.isdir(path) and not set(os.listdir(path)) - {
-            "before",
-            "components",
-            "digests.json",
-            "placed.json",
-            "sysprep.json",
-        }:
+    for path in (component.RECORDS, places.STATE):
+        if (
+            os.path.isdir(path)
+            and not mounts.stays(path)
+            and not set(os.listdir(path))
+            - {
+                "before",
+                "components",
+                "digests.json",
+                "placed.json",
+                "sysprep.json",
+            }
+        ):
             yield Step("state", path)
 
 
@@ -554,7 +449,7 @@ def _drop_state(path: str) -> None:
 
 _COMMANDS: dict[str, Callable[[str], None]] = {
     "reset-failed": systemd.reset_failed,
-    "scope": _stop,
+    "scope": ending.stop,
     "device": traces.delete_device,
     "ipset": traces.destroy_ipset,
     "virtual server": traces.delete_virtual_server,
@@ -562,23 +457,27 @@ _COMMANDS: dict[str, Callable[[str], None]] = {
     "sysctl": _set_sysctl,
     "setting": restore.undo,
     "state": _drop_state,
-    "sockets": _drop_sockets,
+    "sockets": ending.drop_sockets,
 }
 
 
-def run(names: list[str], options: Options, *, check: bool) -> dict[str, Any]:
-    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member, holder:
-    of the cluster's lock, empty when nobody holds it}.
-    """
+def run(names: list[str], options: places.Options, *, check: bool) -> dict[str, Any]:
+    """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member}."""
     removal = Removal(names, options)
-    member, holder = has_member(options), lock.look()["holder"]
+    member = places.has_member(options)
     steps = [str(step) for step in removal.plan()]
-    failures = [] if check or not steps else removal.remove()
+    failures: list[str] = []
+    if check:
+        removal.left += removal.blind
+    elif steps or removal.blind:
+        failures = removal.remove()
+    if not check and not failures and "all" in names and os.path.isdir(os.path.dirname(lock.LOCK)):
+        # That of this run, or of one that has ended: nothing that anybody has to be told of.
+        shutil.rmtree(os.path.dirname(lock.LOCK))
     return {
         "components": removal.names,
         "steps": steps,
         "left": list(dict.fromkeys(removal.left)),
         "failures": failures,
         "member": member,
-        "holder": holder,
     }

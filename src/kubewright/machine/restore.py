@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from typing import NamedTuple
 
@@ -30,10 +31,14 @@ class Settings(NamedTuple):
 def settings() -> Settings:
     """What sysprep has changed on this machine."""
     record = files.read_json(sysprep.RECORD)
-    due = [what for what in record or {} if what not in OWN_FILES and not _is_lasting(what)]
+    changed = [what for what in record or {} if what not in OWN_FILES and not _is_lasting(what)]
+    gone = {what: lost for what in changed if (lost := _lost(what, record[what]["before"]))}
+    # Of several devices for swap, some may still be there.
+    some = [what for what in gone if what == "swap" and set(record[what]["before"].split(", ")) - set(gone[what])]
+    due = [what for what in changed if what not in gone or what in some]
     if _HOSTS not in due and sysprep.without_block(_text(_HOSTS)) != _text(_HOSTS):
         due.append(_HOSTS)
-    left = []
+    left = [f"{what} is not put back: {', '.join(lost)} is not on this machine any more" for what, lost in gone.items()]
     modules = [what.rpartition(" ")[2] for what in record or {} if what.startswith("kernel module ")]
     if modules:
         left.append(f"kernel modules that are loaded until the next boot: {', '.join(modules)}")
@@ -49,6 +54,16 @@ def settings() -> Settings:
 
 def _is_lasting(what: str) -> bool:
     return what.startswith("kernel module ") or what == "iptables"
+
+
+def _lost(what: str, before: str) -> list[str]:
+    """What is not there any more, without which a setting cannot be put back."""
+    if what == "swap":
+        return [device for device in before.split(", ") if not os.path.exists(device)]
+    if what.endswith(".service"):
+        return [what] if systemd.states([what]).get(what, {}).get("LoadState") == "not-found" else []
+    program = {"firewalld": "firewall-cmd", "ufw": "ufw"}.get(what.split(maxsplit=1)[0])
+    return [program] if program and not shutil.which(program, path=rules.PATH) else []
 
 
 def undo(what: str) -> None:
@@ -73,7 +88,7 @@ def _undo(what: str, before: str, after: str) -> None:
             _run("hostnamectl", "set-hostname", before)
     elif what == "swap":
         for device in before.split(", "):
-            if device not in files.read("/proc/swaps"):
+            if os.path.exists(device) and device not in files.read("/proc/swaps"):
                 _run("swapon", device)
     elif what == "SELinux mode":
         _run("setenforce", "1")
@@ -115,15 +130,14 @@ def _close(what: str) -> None:
     """Take back a hole in a firewall: `firewalld 6443/tcp now`, `ufw allow 6443/tcp`."""
     firewalld = re.fullmatch(r"firewalld (\S+) (at every start|now)", what)
     if firewalld:
-        where = ["--permanent"] if firewalld[2] != "now" else []
-        # Networks have dots before the slash, ports have none.
-        hole = (
-            ["--zone=trusted", f"--remove-source={firewalld[1]}"]
-            if "." in firewalld[1]
-            else [f"--remove-port={firewalld[1]}"]
-        )
-        if where or systemd.states(["firewalld.service"])["firewalld.service"].get("ActiveState") == "active":
-            _run("firewall-cmd", *where, *hole)
+        # Networks have dots before the slash, ports have none; protocols have no slash.
+        kind = "source" if "." in firewalld[1] else "port" if "/" in firewalld[1] else "protocol"
+        hole = [*(["--zone=trusted"] if kind == "source" else []), f"--remove-{kind}={firewalld[1]}"]
+        if systemd.states(["firewalld.service"])["firewalld.service"].get("ActiveState") == "active":
+            _run("firewall-cmd", *(["--permanent"] if firewalld[2] != "now" else []), *hole)
+        elif firewalld[2] != "now":
+            # The other one needs the service.
+            _run("firewall-offline-cmd", *hole)
     elif what.startswith("ufw "):
         _run("ufw", "delete", *what.split()[1:])
 

@@ -38,11 +38,12 @@ def cut(saved: str, ours: Callable[[str], bool], loose: Callable[[str], bool]) -
         filled = {chain for chain in doomed if _is_for_people(chain) and _has_own_rules(chain, rules)}
         kept += [f"the chain {chain} with rules of an administrator" for chain in sorted(filled)]
         doomed = [chain for chain in doomed if chain not in filled]
+        going = set(doomed)
         leading = []
         for rule in rules:
             chain = rule.split()[1]
             target = _TARGET.search(rule)
-            if chain not in doomed and ((target and target[1] in doomed) or loose(rule)):
+            if chain not in going and ((target and target[1] in going) or loose(rule)):
                 leading.append(rule)
         if not doomed and not leading:
             continue
