@@ -11,6 +11,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from kubepki import check, report, survey
+from kubepki.errors import KubepkiError
 from kubewright import certreport
 from kubewright.files import write_file
 
@@ -44,9 +45,11 @@ class ActionModule(ActionBase):
                 "msg": f"pki_critical_days {critical:g} is more than pki_warn_days {warn:g}; a warning comes first",
             }
         now = datetime.now(UTC)
-        found = certreport.of_controller(
-            survey.find([path for path in arguments["own"] if Path(path).exists()], ["retired"])
-        )
+        try:
+            own = survey.find([path for path in arguments["own"] if Path(path).exists()], ["retired"])
+        except (KubepkiError, OSError) as error:
+            return {"failed": True, "msg": str(error)}
+        found = certreport.of_controller(own)
         troubles = []
         for host in known["ansible_play_hosts"]:
             seen = (known["hostvars"][host].get("pki_seen") or {}).get("seen")
@@ -59,8 +62,11 @@ class ActionModule(ActionBase):
         if not arguments["show"]:
             return {"changed": False, "restart_for": restart_for}
         Display().display("\n" + report.table(judgement, width=_WIDTH))
-        if arguments["report"]:
-            write_file(_ROOT / arguments["report"], json.dumps(certreport.data(found, judgement), indent=1) + "\n")
+        if arguments["report"] and not self._task.check_mode:
+            try:
+                write_file(_ROOT / arguments["report"], json.dumps(certreport.data(found, judgement), indent=1) + "\n")
+            except OSError as error:
+                return {"failed": True, "msg": f"pki_report: {error}"}
         counts = f"{len(judgement.certificates)} certificates in {len(found)} places, {judgement.state}"
         reason = certreport.failure(judgement)
         result = {"changed": False, "restart_for": restart_for, "counts": counts}

@@ -9,11 +9,12 @@ from ansible.plugins.action import ActionBase
 from cryptography import x509
 
 from kubepki import issue
+from kubepki.errors import KubepkiError
 from kubepki.rules_x509 import issued_by
 
 
 class ActionModule(ActionBase):
-    """Looks first, and renews only where it has to."""
+    """Looks first, and renews only where it has to; with `conclude` it never does, and fails instead."""
 
     _supports_check_mode = True
 
@@ -22,15 +23,23 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         self._vars = task_vars or {}
         path = Path(str(self._task.args["ca"]))
-        ca = issue.load(path.read_bytes(), str(path))
+        try:
+            ca = issue.load(path.read_bytes(), str(path))
+        except (KubepkiError, OSError) as error:
+            return {"failed": True, "msg": str(error)}
         reply = self._ask("look")
         if reply.get("failed") or reply.get("unreachable"):
             return reply
-        others = [kind for kind, pem in reply["held"].items() if not pem or not issued_by(_first(pem), ca)]
+        others = [kind for kind, pem in reply["held"].items() if not _is_from(pem, ca)]
         if not others:
             concluded = self._ask("conclude")
             return {**concluded, "changed": False, "renewed": False}
         issuer = ca.subject.rfc4514_string()
+        if self._task.args.get("conclude"):
+            return {
+                "failed": True,
+                "msg": f"the {' and '.join(others)} certificates of the kubelet are not from {issuer}",
+            }
         reason = f"restart kubelet.service: its {' and '.join(others)} certificates are not from {issuer}"
         diff = {"diff": {"prepared": f"{reason}\n"}} if self._task.diff else {}
         if self._task.check_mode:
@@ -47,5 +56,9 @@ class ActionModule(ActionBase):
         return reply
 
 
-def _first(pem: str) -> x509.Certificate:
-    return issue.load_all(pem.encode(), "kubelet")[0]
+def _is_from(pem: str, ca: x509.Certificate) -> bool:
+    """Whether a CA issued the first certificate of a text; one that is missing or damaged is of nobody."""
+    try:
+        return issued_by(issue.load_all(pem.encode(), "kubelet")[0], ca)
+    except KubepkiError:
+        return False

@@ -9,7 +9,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 
 from kubepki import reconcile, rotation, spec
-from kubepki.errors import KubepkiError
+from kubepki.errors import KubepkiError, RotationError
 from kubewright import ca_rotation
 from kubewright.errors import UserError
 from kubewright.journals import Journal
@@ -20,6 +20,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "directory": {"type": "path", "required": True},
     "journals": {"type": "path", "required": True},
     "old_pods": {"type": "str", "default": "stop"},
+    # Where the password is, not the password.
+    "old_password": {"type": "str", "default": "", "no_log": False},
 }
 # What pods have, they have of this one.
 _OF_PODS = "kubernetes"
@@ -30,7 +32,6 @@ _WORDS = {
     "issue": "everybody trusts both CAs; next: --tags issue",
     "drop": "the new CA issues, and the old one is still trusted; next: --tags drop",
 }
-_PHASES = {rotation.SETTLED: "trust", rotation.TRUST_BOTH: "trust", rotation.ISSUE_FROM_NEW: "issue"}
 
 
 class ActionModule(ActionBase):
@@ -51,58 +52,71 @@ class ActionModule(ActionBase):
             self._directory = Path(self._arguments["directory"])
             journals = Path(self._arguments["journals"])
             self._journals = {name: Journal(journals, f"ca-{name}", ca_rotation.STEPS) for name in names}
+            self._states = {name: rotation.state(self._spec, self._directory, name) for name in names}
+            self._steps = {name: self._in_hand(name) for name in names}
             step = self._arguments["step"]
             if step == "begin":
                 return self._begin()
             if self._task.check_mode:
                 return {"changed": False}
             return {"changed": getattr(self, f"_{step}")(), **self._told()}
-        except (UserError, KubepkiError) as error:
+        except (UserError, KubepkiError, OSError) as error:
             return {"failed": True, "msg": str(error)}
 
     def _told(self) -> dict[str, Any]:
-        steps = {name: journal.step for name, journal in self._journals.items()}
-        lines = [f"{name}: {_WORDS[step]}" for name, step in steps.items()]
-        return {"steps": steps, "lines": lines}
+        return {"steps": self._steps, "lines": [f"{name}: {_WORDS[step]}" for name, step in self._steps.items()]}
+
+    def _in_hand(self, name: str) -> str:
+        journal, state = self._journals[name], self._states[name]
+        is_new = journal["new"] in (None, rotation.fingerprint(state.old))
+        return ca_rotation.in_hand(state.phase, journal.step, is_new=is_new)
+
+    def _take(self, name: str, step: str, **more: Any) -> None:
+        self._journals[name].write(step, **more)
+        self._steps[name] = step
+
+    def _in_phase(self, phase: str) -> list[str]:
+        """CAs in a phase of which no step was cut short: consumers are confirmed whatever the journal says."""
+        return [name for name, state in self._states.items() if state.phase == phase and not state.unfinished]
 
     def _at(self, step: str) -> list[str]:
         """The CAs with this step in hand. UserError when one is not that far."""
-        early = [name for name, journal in self._journals.items() if not journal.step or journal.is_before(step)]
+        order = ("", *ca_rotation.STEPS)
+        early = [name for name, known in self._steps.items() if order.index(known) < order.index(step)]
         if early:
+            first = self._steps[early[0]] or "trust"
             raise UserError(
-                f"{', '.join(early)}: the step {self._journals[early[0]].step or 'trust'} is not done yet",
-                f"run this with --tags {self._journals[early[0]].step or 'trust'}, or without tags",
+                f"{', '.join(early)}: the step {first} is not done yet",
+                f"run this with --tags {first}, or without tags",
             )
-        return [name for name, journal in self._journals.items() if journal.step == step]
+        return [name for name, known in self._steps.items() if known == step]
 
     def _begin(self) -> dict[str, Any]:
-        states = {name: rotation.state(self._spec, self._directory, name) for name in self._journals}
-        if not any(state.unfinished for state in states.values()):
+        if not any(state.unfinished for state in self._states.values()):
             # What cannot issue at all, such as a CA without its key, is found out before anything is changed.
-            reconcile.plan(self._spec, self._directory, self._now)
-        lines = []
-        for name, journal in self._journals.items():
-            phase = states[name].phase
-            if not journal.step and not self._task.check_mode:
-                journal.write(_PHASES[phase])
-            lines.append(f"{name}: {phase}, next: {journal.step or _PHASES[phase]}")
-        result = {"changed": False, **self._told(), "lines": lines}
+            reconcile.plan(self._spec, self._directory, self._now, self._arguments["old_password"])
+        lines = [f"{name}: {self._states[name].phase}, next: {step or 'trust'}" for name, step in self._steps.items()]
+        result = {"changed": False, "steps": self._steps, "lines": lines}
         return {**result, "diff": {"prepared": "".join(f"{line}\n" for line in lines)}} if self._task.diff else result
 
     def _trust(self) -> bool:
-        names = [name for name, journal in self._journals.items() if journal.step == "trust"]
+        names = [name for name, step in self._steps.items() if step in ("", "trust")]
         for name in names:
-            rotation.trust(self._spec, self._directory, name, self._now)
+            secret = self._arguments["old_password"]
+            made = rotation.trust(self._spec, self._directory, name, self._now, old_password=secret)
+            self._take(name, "trust", new=rotation.fingerprint(made.new) if made.new else None)
         return bool(names)
 
     def _trusted(self) -> bool:
-        names = [name for name, journal in self._journals.items() if journal.step == "trust"]
+        names = self._in_phase(rotation.TRUST_BOTH)
         self._confirm(names)
         for name in names:
+            if self._steps[name] != "trust":
+                continue
             if name == _OF_PODS:
                 # From here on every pod that starts knows both CAs.
                 self._ask_tokens("published", timeout=_PUBLISHED_SECONDS)
-            self._journals[name].write("issue", published=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+            self._take(name, "issue", published=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         return bool(names)
 
     def _issue(self) -> bool:
@@ -119,14 +133,15 @@ class ActionModule(ActionBase):
                     "none of them asks the API, add -e pki_rotation_old_pods=ignore",
                 )
         for name in names:
-            rotation.issue(self._spec, self._directory, name, self._now)
+            secret = self._arguments["old_password"]
+            rotation.issue(self._spec, self._directory, name, self._now, old_password=secret)
         return bool(names)
 
     def _issued(self) -> bool:
-        names = [name for name, journal in self._journals.items() if journal.step == "issue"]
+        names = self._in_phase(rotation.ISSUE_FROM_NEW)
         self._confirm(names)
         for name in names:
-            self._journals[name].write("drop")
+            self._take(name, "drop")
         return bool(names)
 
     def _drop(self) -> bool:
@@ -136,9 +151,10 @@ class ActionModule(ActionBase):
         return bool(names)
 
     def _end(self) -> bool:
-        names = [name for name, journal in self._journals.items() if journal.step == "drop"]
+        names = [name for name, step in self._steps.items() if step == "drop"]
         for name in names:
             self._journals[name].end()
+            self._steps[name] = ""
         return bool(names)
 
     def _confirm(self, names: list[str]) -> None:
@@ -155,16 +171,13 @@ class ActionModule(ActionBase):
                     problems.append(f"{name}: {one.consumer}: {one.problem}")
                     continue
                 presents = one.presents if phase == rotation.ISSUE_FROM_NEW else ()
-                if one.trusts or presents:
-                    rotation.confirm(
-                        self._spec,
-                        self._directory,
-                        name,
-                        one.consumer,
-                        self._now,
-                        trusts=one.trusts,
-                        presents=presents,
-                    )
+                if not (one.trusts or presents):
+                    continue
+                about = (self._spec, self._directory, name, one.consumer, self._now)
+                try:
+                    rotation.confirm(*about, trusts=one.trusts, presents=presents)
+                except RotationError as error:
+                    problems.append(error.message)
             missing = rotation.state(self._spec, self._directory, name).missing
             problems += [f"{name}: {one.who} {one.what}" for one in missing]
         if problems:

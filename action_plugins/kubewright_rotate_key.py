@@ -50,6 +50,7 @@ class ActionModule(ActionBase):
             self._cluster = self._vars["ansible_facts"]["cluster"]
             steps = _STEPS[arguments["key"]]
             self._journal = Journal(self._secrets / "rotations", arguments["key"], steps)
+            self._require_whole()
             self._require_masters()
             changed = self._take(arguments["key"], arguments["step"], steps)
             return {"changed": changed, "lines": self._lines}
@@ -67,19 +68,43 @@ class ActionModule(ActionBase):
         if step == "end":
             return self._end(key)
         before = steps[steps.index(step) - 1] if step != steps[0] else ""
-        if self._journal.step == before:
-            self._journal.write(step)
-        if self._journal.step != step:
+        if self._journal.step not in (before, step):
             return False
+        if before:
+            self._require_taken_over()
+        if self._journal.step != step:
+            self._journal.write(step)
         work = getattr(self, f"_{key}_{step}".replace("-", "_"))
         return bool(work())
 
+    def _require_whole(self) -> None:
+        """UserError when a part of the run was chosen: what hands a key out would be left out."""
+        if keyring.is_partial(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"]):
+            raise UserError(
+                "a rotation of a key takes all of its steps, and what is between them",
+                "run the same command without --tags and --skip-tags: it goes on where it was",
+            )
+
+    def _absent(self, part: str) -> list[str]:
+        """Machines with this part (is_master, is_node) that are not in the run, or failed in it."""
+        here = self._vars["ansible_play_hosts"]
+        return [name for name, machine in self._cluster["machines"].items() if machine[part] and name not in here]
+
+    def _require_taken_over(self) -> None:
+        """UserError unless every master runs with what the step before has made."""
+        masters = [name for name, machine in self._cluster["machines"].items() if machine["is_master"]]
+        running = {name: self._vars["hostvars"][name].get("master_running") or {} for name in masters}
+        behind = keyring.behind(running)
+        if behind:
+            listed = "".join(f"\n  - {name}: {reason}" for name, reason in behind.items())
+            raise UserError(
+                f"not every master runs with what the step before has made, so the next one has to wait:{listed}",
+                "run the same command again: it hands that out, and goes on from here",
+            )
+
     def _require_masters(self) -> None:
         """UserError unless every master takes part: one that does not know a new key refuses what it made."""
-        here = self._vars["ansible_play_hosts"]
-        absent = [
-            name for name, machine in self._cluster["machines"].items() if machine["is_master"] and name not in here
-        ]
+        absent = self._absent("is_master")
         if absent:
             raise UserError(
                 f"{', '.join(absent)}: not part of this run, or failed in it; keys that masters share can only be "
@@ -101,6 +126,8 @@ class ActionModule(ActionBase):
             keyring.parse((self._secrets / "encryption_key").read_text())
 
     def _end(self, key: str) -> bool:
+        if self._journal.step:
+            self._require_taken_over()
         if key == "service-account" and keyring.pair(self._pki, "-previous").public.exists():
             self._lines.append(
                 f"the new key signs, and {self._journal['count']} tokens in Secrets were signed anew; the old key is "
@@ -114,6 +141,9 @@ class ActionModule(ActionBase):
             "bootstrap-token": "kubelets have the new token, and the old one is worth nothing any more",
         }
         self._lines.append(words[key])
+        if key == "bootstrap-token" and self._absent("is_node"):
+            left = ", ".join(self._absent("is_node"))
+            self._lines.append(f"not in this run, and without the new token until the next site.yml: {left}")
         self._journal.end()
         return True
 
@@ -154,10 +184,14 @@ class ActionModule(ActionBase):
         return True
 
     def _encryption_add(self) -> bool:
-        return self._rewritten(keyring.encryption_added((self._secrets / "encryption_key").read_text()))
+        text = (self._secrets / "encryption_key").read_text()
+        if not self._journal["name"]:
+            self._journal.write("add", name=keyring.encryption_next(text))
+        return self._rewritten(keyring.encryption_added(text, self._journal["name"]))
 
     def _encryption_promote(self) -> bool:
-        return self._rewritten(keyring.encryption_promoted((self._secrets / "encryption_key").read_text()))
+        text = (self._secrets / "encryption_key").read_text()
+        return self._rewritten(keyring.encryption_promoted(text, self._journal["name"]))
 
     def _encryption_rewrite(self) -> bool:
         count = int(self._ask("kubewright_tokens", step="rewrite")["count"])
@@ -166,7 +200,7 @@ class ActionModule(ActionBase):
 
     def _encryption_drop(self) -> bool:
         path = self._secrets / "encryption_key"
-        wanted = keyring.encryption_dropped(path.read_text())
+        wanted = keyring.encryption_dropped(path.read_text(), self._journal["name"])
         if wanted != path.read_text():
             # Snapshots of etcd from before need it.
             keyring.keep(path, f"encryption_key-until-{datetime.now(UTC):%Y-%m-%d}")

@@ -16,6 +16,10 @@ options:
     description: Seconds to wait for the kubelet.
     type: int
     default: 60
+  conclude:
+    description: Forget the former certificates, and fail where the present ones are from another CA.
+    type: bool
+    default: false
 author: kubewright
 """
 

@@ -29,6 +29,10 @@ options:
     type: str
     choices: [stop, ignore]
     default: stop
+  old_password:
+    description: Where the password is that encrypted the keys of the CAs before, as in M(kubepki_set).
+    type: str
+    default: ""
 author: kubewright
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cryptography import x509
 
-from kubepki import issue
+from kubepki import issue, rotation
 from kubepki.errors import CertificateError
 from kubepki.spec import Spec
 from kubewright.errors import UserError
@@ -17,7 +17,8 @@ from kubewright.errors import UserError
 STEPS = ("trust", "issue", "drop")
 SIGNER = "kubelet-signer"
 _KUBELET = "/opt/kubernetes/ssl/kubelet"
-_KUBELET_FILES = (f"{_KUBELET}/kubelet-client-current.pem", f"{_KUBELET}/kubelet-server-current.pem")
+# What it has from the controller manager.
+KUBELET_FILES = (f"{_KUBELET}/kubelet-client-current.pem", f"{_KUBELET}/kubelet-server-current.pem")
 
 
 def chosen(text: str, known: Sequence[str]) -> list[str]:
@@ -33,6 +34,18 @@ def chosen(text: str, known: Sequence[str]) -> list[str]:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}, and all"
         raise UserError(f"there is no CA {', '.join(map(repr, unknown))}", hint)
     return names
+
+
+def in_hand(phase: str, known: str, *, is_new: bool) -> str:
+    """The step of STEPS in hand; empty when no rotation is under way.
+
+    `phase`: what the PKI directory says; it wins over `known`, the step of the journal, where they contradict each
+    other, as after a restored backup. `is_new`: the CA that issues may be the one that the journal's rotation made.
+    """
+    if phase == rotation.SETTLED:
+        return "drop" if known == "drop" and is_new else "trust" if known else ""
+    steps = STEPS[:2] if phase == rotation.TRUST_BOTH else STEPS[1:]
+    return known if known in steps else steps[0]
 
 
 @dataclass(frozen=True)
@@ -102,10 +115,22 @@ def _consumer(
         else:
             presents.append(certificates[0])
     if name == SIGNER and unit == "kubelet":
-        presents += [issue.load_all(texts[path]["pem"].encode(), path)[0] for path in _KUBELET_FILES if path in texts]
-        presents += [
-            x509.load_pem_x509_certificate(one["pem"].encode())
-            for one in seen[machine]["served"]
-            if one["unit"] == "kubelet" and "pem" in one
-        ]
+        presents += _of_kubelet(machine, texts, seen[machine]["served"])
     return Shown(consumer, tuple(trusts), tuple(presents))
+
+
+def _of_kubelet(
+    machine: str, texts: Mapping[str, Mapping[str, Any]], served: Sequence[Mapping[str, Any]]
+) -> list[x509.Certificate]:
+    """All that a kubelet presents: both of its files, and what it serves."""
+    lacking = [path for path in KUBELET_FILES if path not in texts]
+    if lacking:
+        raise UserError(f"the kubelet of {machine} has no {' and no '.join(lacking)}")
+    found = [issue.load_all(texts[path]["pem"].encode(), path)[0] for path in KUBELET_FILES]
+    for one in served:
+        if one["unit"] != "kubelet":
+            continue
+        if "pem" not in one:
+            raise UserError(f"the kubelet of {machine} shows no certificate at {one['where']}: {one['error']}")
+        found.append(x509.load_pem_x509_certificate(one["pem"].encode()))
+    return found

@@ -11,9 +11,9 @@ import re
 import secrets
 import shutil
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
@@ -62,23 +62,37 @@ def _number(key: EncryptionKey) -> int:
     return int(key.name.removeprefix("key"))
 
 
-def encryption_added(text: str) -> str:
-    """With a new key behind the one that encrypts: everybody can read what it will have encrypted."""
+def encryption_next(text: str) -> str:
+    """The name for a new key: one that none of the keys has, and none before them had."""
+    return f"key{max(map(_number, parse(text))) + 1}"
+
+
+def encryption_added(text: str, name: str) -> str:
+    """With a new key of this name behind the others: everybody can read what it will have encrypted."""
     known = parse(text)
-    if len(known) > 1:
+    if any(one.name == name for one in known):
         return text
-    new = EncryptionKey(f"key{_number(known[0]) + 1}", "".join(secrets.choice(_LETTERS) for _ in range(32)))
-    return _text([*known, new])
+    return _text([*known, EncryptionKey(name, "".join(secrets.choice(_LETTERS) for _ in range(32)))])
 
 
-def encryption_promoted(text: str) -> str:
-    """With the newest key first: it encrypts, the others only read."""
-    return _text(sorted(parse(text), key=_number, reverse=True))
+def encryption_promoted(text: str, name: str) -> str:
+    """With the key of this name first: it encrypts, the others only read."""
+    return _text(sorted(_with(text, name), key=lambda one: one.name != name))
 
 
-def encryption_dropped(text: str) -> str:
-    """With the first key alone."""
-    return _text(parse(text)[:1])
+def encryption_dropped(text: str, name: str) -> str:
+    """With the key of this name alone."""
+    return _text([one for one in _with(text, name) if one.name == name])
+
+
+def _with(text: str, name: str) -> list[EncryptionKey]:
+    known = parse(text)
+    if all(one.name != name for one in known):
+        raise UserError(
+            f"secrets/encryption_key: {name} is not there, which this rotation made",
+            "restore the file from a backup; secrets/retired has those of before",
+        )
+    return known
 
 
 def keep(path: Path, name: str) -> None:
@@ -156,3 +170,24 @@ class Token(NamedTuple):
 def token() -> Token:
     """A new bootstrap token."""
     return Token(*("".join(secrets.choice(_SMALL) for _ in range(length)) for length in (6, 16)))
+
+
+def is_partial(run_tags: Sequence[str], skip_tags: Sequence[str]) -> bool:
+    """Whether --tags or --skip-tags leave out some of a playbook."""
+    return bool(set(run_tags) - {"all"} or skip_tags)
+
+
+def behind(running: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Masters that do not run with what the controller has for them, and why.
+
+    `running`: master -> what the action kubewright_component says in check mode of its components.
+    """
+    found = {}
+    for name, told in running.items():
+        if "differences" not in told:
+            found[name] = str(told.get("msg") or "nobody asked it")
+            continue
+        paths = [str(one["path"]) for one in told["differences"]] + [f"restart of {unit}" for unit in told["restarted"]]
+        if paths:
+            found[name] = ", ".join(paths)
+    return found

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 from test_topology import build, build_ha
 
-from kubepki import issue, reconcile, report, rotation, spec
+from kubepki import issue, keys, reconcile, report, rotation, spec
 from kubepki.check import Limits
 from kubepki.compare import Renewal
-from kubepki.errors import StoreError
+from kubepki.errors import RotationError, StoreError
 from kubewright import ca_rotation, certificates, certreport
 from kubewright.errors import UserError
 from kubewright.machine import certs, component, files
@@ -53,6 +56,16 @@ def told(directory: Path, machine: str, cluster: Cluster | None = None, **change
     units = {consumer.partition("@")[0] for authority in authorities for consumer in authority["consumers"]}
     running = {unit: {"active": True, "ingredients": dict(digests)} for unit in units}
     return {"files": found, "components": running, "served": [], **changes}
+
+
+def of_kubelet(directory: Path) -> str:
+    """A certificate as the controller manager gives it, by the CA that is in the directory now."""
+    ca = issue.load((directory / "kubelet-signer-ca.pem").read_bytes(), "")
+    key = keys.load((directory / "kubelet-signer-ca-key.pem").read_bytes(), "")
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "system:node:x")])
+    made = x509.CertificateBuilder(ca.subject, name, key.public_key(), 7, NOW, NOW + timedelta(days=1))
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())  # type: ignore[arg-type]
+    return made.add_extension(identifier, critical=False).sign(key, SHA256()).public_bytes(Encoding.PEM).decode()  # type: ignore[arg-type]
 
 
 def test_one_row_for_a_certificate_wherever_it_is(issued: Path) -> None:
@@ -158,6 +171,9 @@ def test_a_rotation_goes_on_what_machines_show(issued: Path, name: str) -> None:
 
     def confirm(**changes: Any) -> list[str]:
         seen = {machine: {**told(issued, machine), **changes} for machine in machines}
+        for one in seen.values():
+            one["files"] += [{"path": path, "sha256": "", "pem": pem, "entries": []} for path, pem in held.items()]
+            one["served"] = served
         problems = []
         for one in ca_rotation.shown(wanted(), name, files_of, seen):
             problems += [one.problem] if one.problem else []
@@ -167,6 +183,8 @@ def test_a_rotation_goes_on_what_machines_show(issued: Path, name: str) -> None:
                 rotation.confirm(wanted(), issued, name, one.consumer, NOW, trusts=one.trusts, presents=shown)
         return problems
 
+    held = dict.fromkeys(ca_rotation.KUBELET_FILES, of_kubelet(issued))
+    served = [{"unit": "kubelet", "where": "10.0.0.1:10250", "file": "", "pem": of_kubelet(issued)}]
     stopped = {"components": {}}
     assert all("does not run on" in problem for problem in confirm(**stopped))
     assert rotation.state(wanted(), issued, name).missing
@@ -174,10 +192,20 @@ def test_a_rotation_goes_on_what_machines_show(issued: Path, name: str) -> None:
     assert rotation.state(wanted(), issued, name).missing == ()
     rotation.issue(wanted(), issued, name, NOW)
     reconcile.apply(wanted(), issued, NOW)
+    if name == "kubelet-signer":
+        # Theirs are from the controller manager.
+        with pytest.raises(RotationError, match=r"kubelet@node01 shows .* from the old CA"):
+            confirm()
+        client, server = ca_rotation.KUBELET_FILES
+        held.update({client: of_kubelet(issued), server: of_kubelet(issued)})
+        served[:] = [{"unit": "kubelet", "where": "10.0.0.1:10250", "file": "", "error": "refused"}]
+        assert "the kubelet of node01 shows no certificate at 10.0.0.1:10250: refused" in confirm()
+        served.clear()
+        del held[server]
+        assert f"the kubelet of node01 has no {server}" in confirm()
+        held[server] = held[client]
     assert confirm() == []
-    left = {one.who.partition("@")[0] for one in rotation.state(wanted(), issued, name).missing}
-    # Theirs are from the controller manager.
-    assert left == ({"kubelet"} if name == "kubelet-signer" else set())
+    assert rotation.state(wanted(), issued, name).missing == ()
 
 
 def test_a_service_that_was_not_restarted_is_no_proof(issued: Path) -> None:

@@ -22,26 +22,44 @@ OLD = "a" * 32
 def test_a_rotation_of_the_encryption_key() -> None:
     [first] = keyring.parse(OLD + "\n")
     assert first == ("key1", OLD)
-    added = keyring.encryption_added(OLD)
+    name = keyring.encryption_next(OLD)
+    added = keyring.encryption_added(OLD, name)
     assert [one.name for one in keyring.parse(added)] == ["key1", "key2"]
-    promoted = keyring.encryption_promoted(added)
+    promoted = keyring.encryption_promoted(added, name)
     assert [one.name for one in keyring.parse(promoted)] == ["key2", "key1"]
-    dropped = keyring.encryption_dropped(promoted)
+    dropped = keyring.encryption_dropped(promoted, name)
     [new] = keyring.parse(dropped)
     assert new.name == "key2"
     assert len(new.secret) == 32
     assert new.secret != OLD
     # A name is never used again: it is written beside what was encrypted.
-    assert [one.name for one in keyring.parse(keyring.encryption_added(dropped))] == ["key2", "key3"]
+    assert keyring.encryption_next(dropped) == "key3"
+
+
+def test_a_rotation_with_keys_that_a_person_added_makes_a_new_one() -> None:
+    # For a snapshot of before a rotation: the second only reads.
+    text = f"key2:{'b' * 32}\nkey1:{OLD}\n"
+    name = keyring.encryption_next(text)
+    promoted = keyring.encryption_promoted(keyring.encryption_added(text, name), name)
+    assert [one.name for one in keyring.parse(promoted)] == ["key3", "key2", "key1"]
+    [left] = keyring.parse(keyring.encryption_dropped(promoted, name))
+    assert left.name == "key3"
+    assert left.secret not in text
+
+
+def test_a_key_that_is_gone_is_missed() -> None:
+    for step in (keyring.encryption_promoted, keyring.encryption_dropped):
+        with pytest.raises(UserError, match="key2 is not there, which this rotation made"):
+            step(OLD, "key2")
 
 
 def test_each_step_can_be_taken_twice() -> None:
-    added = keyring.encryption_added(OLD)
-    assert keyring.encryption_added(added) == added
-    promoted = keyring.encryption_promoted(added)
-    assert keyring.encryption_promoted(promoted) == promoted
-    dropped = keyring.encryption_dropped(promoted)
-    assert keyring.encryption_dropped(dropped) == dropped
+    added = keyring.encryption_added(OLD, "key2")
+    assert keyring.encryption_added(added, "key2") == added
+    promoted = keyring.encryption_promoted(added, "key2")
+    assert keyring.encryption_promoted(promoted, "key2") == promoted
+    dropped = keyring.encryption_dropped(promoted, "key2")
+    assert keyring.encryption_dropped(dropped, "key2") == dropped
 
 
 @pytest.mark.parametrize("text", ["", "\n", "key2:short\n", f"key1:{OLD}\n{OLD}\n", f"other:{OLD}\n"])

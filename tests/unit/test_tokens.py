@@ -31,8 +31,10 @@ class Server(api.Client):
     def __init__(self, secrets: list[dict[str, Any]], pods: list[dict[str, Any]] | None = None) -> None:
         self.secrets = {one["metadata"]["name"]: one for one in secrets}
         self.pods = pods or []
+        self.maps: list[dict[str, Any]] = []
         self.before: Callable[[str, str], None] = lambda _method, _path: None
         self.written: list[str] = []
+        self.signer = "new"
 
     def request(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json"
@@ -42,7 +44,11 @@ class Server(api.Client):
         place, _, query = path.partition("?")
         if place.startswith("/api/v1/namespaces/"):
             return self._one(method, place.rpartition("/")[2], body)
-        known = {"/api/v1/secrets": list(self.secrets.values()), "/api/v1/pods": self.pods, "/api/v1/configmaps": []}
+        known = {
+            "/api/v1/secrets": list(self.secrets.values()),
+            "/api/v1/pods": self.pods,
+            "/api/v1/configmaps": self.maps,
+        }
         start = int(query.rpartition("continue=")[2]) if "continue=" in query else 0
         page = known[place][start : start + 1]
         more = str(start + 1) if start + 1 < len(known[place]) else ""
@@ -60,7 +66,7 @@ class Server(api.Client):
         self.touch(name)
         if method == "PATCH":
             # The controller manager's part.
-            found["data"]["token"] = b64(token("new"))
+            found["data"]["token"] = b64(token(self.signer)) if self.signer else ""
         return 200, found
 
     def touch(self, name: str) -> None:
@@ -104,7 +110,7 @@ def test_a_secret_that_changes_all_the_time_ends_with_its_name() -> None:
 
 
 def test_only_tokens_of_other_keys_are_signed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(tokens, "_SIGN_POLL_SECONDS", 0.01)
     server = Server([secret("a", "old"), secret("b", "new")])
     assert tokens.sign_anew(server, "new", 5) == 1
     assert server.written == ["a"]
@@ -112,9 +118,24 @@ def test_only_tokens_of_other_keys_are_signed_anew(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_token_that_nobody_signs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_POLL_SECONDS", 0.01)
-    with pytest.raises(api.ApiError, match="1 tokens are not signed by the new key after 0 s, such as a/a"):
+    monkeypatch.setattr(tokens, "_SIGN_POLL_SECONDS", 0.01)
+    with pytest.raises(api.ApiError, match="the token of secret a/a is not signed by the new key after 0 s"):
         tokens.sign_anew(Server([secret("a", "old")]), "other", 0)
+
+
+def test_never_is_more_than_one_token_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_SIGN_POLL_SECONDS", 0.01)
+    server = Server([secret(name, "old") for name in "abc"])
+    # Nobody leads: what is emptied stays empty.
+    server.signer = ""
+    with pytest.raises(api.ApiError, match="a/a is not signed"):
+        tokens.sign_anew(server, "new", 0.05)
+    left = [name for name, one in server.secrets.items() if one["data"]["token"]]
+    assert left == ["b", "c"]
+    # Somebody leads again, and signs the one that has none.
+    server.secrets["a"]["data"]["token"] = b64(token("new"))
+    server.signer = "new"
+    assert tokens.sign_anew(server, "new", 5) == 2
 
 
 def test_what_is_published_to_pods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +143,12 @@ def test_what_is_published_to_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens.wait_for_root(Server([secret("a", "k")]), "OLD", 0)
     with pytest.raises(api.ApiError, match="1 objects still publish another CA to pods after 0 s, such as secret a/a"):
         tokens.wait_for_root(Server([secret("a", "k")]), "NEW", 0)
+
+
+def test_a_config_map_that_somebody_emptied_publishes_nothing() -> None:
+    server = Server([])
+    server.maps = [{"metadata": {"namespace": "a", "name": "kube-root-ca.crt"}}]
+    assert tokens.lacking_root(server, "OLD") == ["configmap a/kube-root-ca.crt"]
 
 
 def pod(name: str, start: str, volumes: list[dict[str, Any]], phase: str = "Running") -> dict[str, Any]:
@@ -138,6 +165,7 @@ def test_pods_that_know_the_old_ca_alone() -> None:
     pods = [
         pod("old", "2026-01-01T00:00:00Z", mounted),
         pod("projected", "2026-01-01T00:00:00Z", projected),
+        pod("waits", "", mounted, "Pending"),
         pod("new", "2026-03-01T00:00:00Z", mounted),
         pod("ended", "2026-01-01T00:00:00Z", mounted, "Succeeded"),
         pod("other", "2026-01-01T00:00:00Z", [{"secret": {"secretName": "of-somebody"}}, {"emptyDir": {}}]),

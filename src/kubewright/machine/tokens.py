@@ -12,6 +12,7 @@ from . import api
 
 _PAGE = 250
 _POLL_SECONDS = 1.0
+_SIGN_POLL_SECONDS = 0.1
 _TOKENS = "/api/v1/secrets?fieldSelector=type%3Dkubernetes.io/service-account-token"
 _ROOTS = "/api/v1/configmaps?fieldSelector=metadata.name%3Dkube-root-ca.crt"
 
@@ -47,7 +48,9 @@ def _text(secret: dict[str, Any], key: str) -> str:
 
 def lacking_root(client: api.Client, root: str) -> list[str]:
     """ConfigMaps and token Secrets that do not publish this CA text to pods."""
-    found = [f"configmap {_name(one)}" for one in items(client, _ROOTS) if one["data"].get("ca.crt") != root]
+    found = [
+        f"configmap {_name(one)}" for one in items(client, _ROOTS) if (one.get("data") or {}).get("ca.crt") != root
+    ]
     return found + [f"secret {_name(one)}" for one in items(client, _TOKENS) if _text(one, "ca.crt") != root]
 
 
@@ -83,8 +86,9 @@ def old_pods(client: api.Client, before: str) -> list[str]:
     found = []
     for pod in items(client, "/api/v1/pods"):
         ended = pod["status"].get("phase") in ("Succeeded", "Failed")
-        # Times of the API are all written alike, so that their texts compare.
-        if not ended and (pod["status"].get("startTime") or "") < before and has_token(pod, secrets):
+        started = pod["status"].get("startTime")
+        # Times of the API are all written alike, so that their texts compare. One that no node has taken has none.
+        if not ended and started and started < before and has_token(pod, secrets):
             found.append(_name(pod))
     return sorted(found)
 
@@ -107,30 +111,41 @@ def outdated(client: api.Client, wanted: str) -> list[dict[str, Any]]:
 def sign_anew(client: api.Client, wanted: str, timeout: float) -> int:
     """Have the controller manager sign all tokens in Secrets with the key of this id; returns how many it were.
 
-    It makes a token for every such Secret that has none (Kubernetes, tokens_controller). ApiError after `timeout` s.
+    It makes a token for every such Secret that has none (Kubernetes, tokens_controller). One after the other: while no
+    controller manager leads, pods miss one token, and not all of them. ApiError when one takes `timeout` s.
     """
-    asked: set[str] = set()
+    found = outdated(client, wanted)
+    for secret in found:
+        _sign_one(client, secret, wanted, timeout)
+    return len(found)
+
+
+def _sign_one(client: api.Client, secret: dict[str, Any], wanted: str, timeout: float) -> None:
+    metadata = secret["metadata"]
+    path = f"/api/v1/namespaces/{metadata['namespace']}/secrets/{metadata['name']}"
     deadline = time.monotonic() + timeout
     while True:
-        left = outdated(client, wanted)
-        if not left:
-            return len(asked)
+        status, secret = client.request("GET", path)
+        if status == 404:
+            return
+        if status != 200:
+            raise api.ApiError(f"GET {path}: {status} {secret.get('message')}")
+        token = _text(secret, "token")
+        if key_id(token) == wanted:
+            return
         if time.monotonic() > deadline:
             raise api.ApiError(
-                f"{len(left)} tokens are not signed by the new key after {timeout:.0f} s, such as {_name(left[0])}; "
+                f"the token of secret {_name(secret)} is not signed by the new key after {timeout:.0f} s; "
                 "journalctl -u kube-controller-manager on the master that leads says why"
             )
-        for secret in left:
-            if _text(secret, "token"):
-                asked.add(_name(secret))
-                metadata = secret["metadata"]
-                path = f"/api/v1/namespaces/{metadata['namespace']}/secrets/{metadata['name']}"
-                patch = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "data": {"token": None}}
-                status, answer = client.request("PATCH", path, patch, "application/merge-patch+json")
-                # Changed or removed meanwhile: the next look tells.
-                if status not in (200, 404, 409):
-                    raise api.ApiError(f"PATCH {path}: {status} {answer.get('message')}")
-        time.sleep(_POLL_SECONDS)
+        if token:
+            version = secret["metadata"]["resourceVersion"]
+            patch = {"metadata": {"resourceVersion": version}, "data": {"token": None}}
+            status, answer = client.request("PATCH", path, patch, "application/merge-patch+json")
+            # Changed or removed meanwhile: the next look tells.
+            if status not in (200, 404, 409):
+                raise api.ApiError(f"PATCH {path}: {status} {answer.get('message')}")
+        time.sleep(_SIGN_POLL_SECONDS)
 
 
 def rewrite_secrets(client: api.Client) -> int:
