@@ -166,7 +166,7 @@ class ActionModule(ActionBase):
         asked |= {reply["item"]: reply for reply in self._others()}
         locks = {name: reply["lock"] for name, reply in asked.items() if reply.get("lock")}
         held = {name: lock["holder"] for name, lock in locks.items() if lock["holder"]}
-        if held and self._task.check_mode:
+        if held and (self._task.check_mode or self._vars.get("preflight_reads_only")):
             Display().warning(" ".join(runlock.refused_there(held, now)[:1]) + "; it may change what is shown here")
         elif held:
             raise UserError(*runlock.refused_there(held, now))

@@ -28,6 +28,7 @@ class ActionModule(ActionBase):
             "guard": self._guard,
             "upgrade": self._upgrade,
             "rollback": self._rollback,
+            "keep": self._keep,
             "previous": self._previous,
             "round": self._round,
         }
@@ -36,16 +37,20 @@ class ActionModule(ActionBase):
         except UserError as error:
             return {"failed": True, "msg": str(error)}
 
+    def _stages(self) -> set[str]:
+        return stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
+
     def _machines(self) -> dict[str, Any]:
-        """What runs on the machines that answered, of the components that this run is about."""
-        run = stages.of_run(self._vars["ansible_run_tags"], self._vars["ansible_skip_tags"])
-        found = {}
-        for name in self._cluster["machines"]:
-            reply = self._vars["hostvars"][name].get("preflight_machine") or {}
-            generations = (reply.get("facts") or {}).get("generations")
-            if generations is not None:
-                found[name] = {part: one for part, one in generations.items() if stages.of_component(part) in run}
-        return found
+        """What runs on the machines that answered, also on those that were asked beside the run."""
+        hostvars = self._vars["hostvars"]
+        replies = [(one["item"], one) for one in (self._vars.get("preflight_others") or {}).get("results", [])]
+        replies += [(name, hostvars[name].get("preflight_machine") or {}) for name in self._cluster["machines"]]
+        return {name: reply["facts"]["generations"] for name, reply in replies if reply.get("facts")}
+
+    def _concerned(self) -> upgrade.Concerned:
+        """What this run may change: by --limit, --tags and --skip-tags."""
+        hosts, run = set(self._vars["ansible_play_hosts"]), self._stages()
+        return lambda machine, component: machine in hosts and stages.of_component(component) in run
 
     def _wanted(self) -> dict[str, dict[str, str]]:
         """Artifact -> {version, sha256} of the artifacts that the inventory asks for; nothing is obtained for it."""
@@ -58,7 +63,7 @@ class ActionModule(ActionBase):
         return found
 
     def _guard(self) -> dict[str, Any]:
-        found = upgrade.unasked(self._machines(), self._wanted())
+        found = upgrade.unasked(self._machines(), self._wanted(), self._concerned())
         if found:
             lines = [f"  {line}" for line in upgrade.table(found)]
             raise UserError(
@@ -78,6 +83,7 @@ class ActionModule(ActionBase):
             [str(version) for version in arguments["via"]],
             live_restore=bool(arguments["live_restore"]),
             drain=str(arguments["drain"]),
+            concerned=self._concerned(),
         )
         if problems:
             raise UserError(upgrade.refusal(problems, "this upgrade"))
@@ -85,7 +91,7 @@ class ActionModule(ActionBase):
 
     def _rollback(self) -> dict[str, Any]:
         machines = self._machines()
-        found, problems = upgrade.ways_back(machines)
+        found, problems = upgrade.ways_back(machines, self._concerned())
         if problems:
             raise UserError(upgrade.refusal(problems, "this rollback"))
         always = str(self._task.args["drain"])
@@ -105,20 +111,27 @@ class ActionModule(ActionBase):
         facts = {
             "rounds": [one.facts(machines) for one in rounds],
             "at_once": upgrade.at_once(str(self._task.args["nodes_at_once"]), nodes),
+            "stages": sorted(self._stages()),
             "lines": lines,
             "check": bool(self._task.check_mode),
         }
         return {"changed": False, "ansible_facts": {"upgrade": facts}}
 
+    def _keep(self, back_from: str | None = None) -> dict[str, Any]:
+        """Facts of one machine that keeps what it runs: `artifacts`, and `cluster` with the release of its settings."""
+        own = self._machines().get(self._vars["inventory_hostname"], {})
+        artifacts = upgrade.of_machine(self._vars["ansible_facts"]["artifacts"], own, back_from)
+        cluster = self._of_release(upgrade.release_of(own) or str(self._cluster["kube_version"]))
+        return {"changed": False, "ansible_facts": {"artifacts": artifacts, "cluster": cluster}}
+
     def _previous(self) -> dict[str, Any]:
-        """The fact `artifacts` of one machine, with what it goes back to."""
-        known = self._vars["ansible_facts"]["artifacts"]
-        reply = self._vars.get("preflight_machine") or {}
-        generations = (reply.get("facts") or {}).get("generations") or {}
-        return {"changed": False, "ansible_facts": {"artifacts": upgrade.of_before(known, generations)}}
+        """The same, with what it goes back to."""
+        return self._keep(upgrade.last_set(self._machines()))
 
     def _round(self) -> dict[str, Any]:
         """The fact `cluster` as it is to be after a round."""
         version = str(self._vars["ansible_facts"]["upgrade"]["rounds"][int(self._task.args["round"])]["version"])
-        cluster = {**self._cluster, "kube_version": version, "features": versions.features(version)}
-        return {"changed": False, "ansible_facts": {"cluster": cluster}}
+        return {"changed": False, "ansible_facts": {"cluster": self._of_release(version)}}
+
+    def _of_release(self, version: str) -> dict[str, Any]:
+        return {**self._cluster, "kube_version": version, "features": versions.features(version)}

@@ -23,7 +23,8 @@ description:
   - Takes the lock beside the inventory before the machines are asked (C(kubewright_machine), or C(kubewright_reset)
     where there is no preflight).
   - Prints one line per stage at the end of the run, and names the machines that failed or could not be reached.
-  - Writes C(journal/) below the inventory. A playbook without a preflight gets neither lock nor journal.
+  - Writes C(journal/) below the inventory. A playbook without a preflight gets neither lock nor journal, one with
+    C(preflight_reads_only) no lock.
 requirements: []
 """
 
@@ -61,6 +62,7 @@ class CallbackModule(CallbackBase):
         self._left_out: list[dict[str, str]] = []
         self._inventory: Path | None = None
         self._manager: Any = None
+        self._reads_only = False
         self._keep = 100
         self._concluded = True
         self._process = os.getpid()
@@ -99,6 +101,7 @@ class CallbackModule(CallbackBase):
         """A play is a stage."""
         self._close_play()
         self._manager = play.get_variable_manager()
+        self._reads_only = bool(play.vars.get("preflight_reads_only"))
         self._play = (play.get_name(), time.monotonic())
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -126,7 +129,7 @@ class CallbackModule(CallbackBase):
             return
         self._inventory = Path(where)
         path = journal.directory(self._inventory)
-        if context.CLIARGS.get("check"):
+        if context.CLIARGS.get("check") or self._reads_only:
             return
         run = runlock.current = runlock.Run(path, journal.command_line(sys.argv), time.time())
         if run.trouble:

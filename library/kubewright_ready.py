@@ -36,6 +36,14 @@ options:
     description: Seconds to wait.
     type: float
     required: true
+  look:
+    description: Only tell which pods are ready now.
+    type: bool
+    default: false
+  pods:
+    description: Pods to wait for, as C(ready) of a look; others are left out. Without it all are waited for.
+    type: list
+    elements: str
 author: kubewright
 """
 
@@ -50,7 +58,13 @@ EXAMPLES = r"""
     timeout: 120
 """
 
-RETURN = r"""# """
+RETURN = r"""
+ready:
+  description: UIDs of the pods of the node that are ready.
+  type: list
+  elements: str
+  returned: by a look
+"""
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.kubewright.machine import api, ready
@@ -66,15 +80,19 @@ def main() -> None:
             "node": {"type": "str", "required": True},
             "version": {"type": "str", "default": ""},
             "timeout": {"type": "float", "required": True},
+            "look": {"type": "bool", "default": False},
+            "pods": {"type": "list", "elements": "str"},
         },
         supports_check_mode=True,
     )
     p = module.params
     if module.check_mode:
-        module.exit_json(changed=False)
+        module.exit_json(changed=False, ready=[])
     access = (p["server"], p["ca"], p["cert"], p["key"])
     try:
-        missing = ready.wait(lambda: api.Client(*access), p["node"], p["version"], p["timeout"])
+        if p["look"]:
+            module.exit_json(changed=False, ready=ready.look(api.Client(*access), p["node"]))
+        missing = ready.wait(lambda: api.Client(*access), p["node"], p["version"], p["timeout"], p["pods"])
     except (api.ApiError, OSError) as error:
         module.fail_json(msg=str(error))
     if missing:

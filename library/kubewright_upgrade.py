@@ -12,10 +12,11 @@ options:
       - C(guard) fails when the artifacts are of other versions than those that run.
       - C(upgrade) and C(rollback) print what would change, fail with every reason why it must not, and give the fact
         C(upgrade).
-      - C(previous) gives a machine the fact C(artifacts) with the versions that it ran before.
+      - C(keep) gives a machine the facts C(artifacts) and C(cluster) with the versions that it runs.
+      - C(previous) gives them with the versions that it ran before the last upgrade, where that has reached it.
       - C(round) gives the fact C(cluster) with the version of a round.
     type: str
-    choices: [guard, upgrade, rollback, previous, round]
+    choices: [guard, upgrade, rollback, keep, previous, round]
     required: true
   names:
     description: Artifacts of the lock file.
@@ -72,7 +73,7 @@ RETURN = r"""
 ansible_facts:
   description: >-
     C(upgrade) with the list C(rounds) of C(version), C(snapshot), and the machines C(etcd), C(masters), C(nodes) that
-    change and C(drain) that are drained before; C(at_once); C(lines) for the screen.
+    change and C(drain) that are drained before; C(stages) of the run; C(at_once); C(lines) for the screen.
   type: dict
   returned: success
 """

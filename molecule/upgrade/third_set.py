@@ -1,4 +1,4 @@
-"""`third_set.py LOCK DIRECTORY BROKEN`: a lock file as artifacts_dir wants it, with a program that ends at once."""
+"""`third_set.py LOCK DIRECTORY BROKEN...`: a lock file as artifacts_dir wants it, with programs that end at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kubewright.artifacts.catalog import FLANNELD, all_names
 
 def main() -> None:
     """Make the directory anew."""
-    settings, directory, broken = Settings("debian", Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3]
+    settings, directory, broken = Settings("debian", Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3:]
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     for name, artifact in ensure(all_names(settings), settings, print).items():
-        if name == broken:
+        if name in broken:
             (directory / name).write_text("#!/bin/sh\necho broken on purpose >&2\nexit 7\n")
             (directory / name).chmod(0o755)
         elif name != FLANNELD and artifact.kind == "binary":

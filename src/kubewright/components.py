@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,12 @@ def _file(
     return wire, content
 
 
+def set_name(artifacts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The same for the same binaries of others: an upgrade that is resumed, or done in parts, stays one upgrade."""
+    found = [(name, one.get("version"), one.get("sha256")) for name, one in artifacts.items() if name != "flanneld"]
+    return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()[:12]
+
+
 def expand(
     component: Mapping[str, Any],
     render: Callable[[str], str],
@@ -153,6 +160,7 @@ def expand(
             {"mode": "0755", "owner": "root", "group": "root", **dict(d)} for d in component.get("directories", [])
         ],
         "binaries": binaries,
+        "set": set_name(artifacts),
         "files": wires,
         "absent": [str(p) for p in component.get("absent", [])],
         "inputs": [str(p) for p in component.get("inputs", [])],

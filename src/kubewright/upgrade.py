@@ -7,15 +7,18 @@ upgrade: etcd, then for each minor version of Kubernetes the masters, then the n
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kubewright import versions
 from kubewright.errors import UserError
 
-# Facts of machines: name -> component -> {artifacts, previous}, each artifact -> {link, version, sha256, stored}.
-Generations = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]]
+# Facts of machines: name -> component -> {artifacts, previous, changed}; of the first two artifact -> {link, version,
+# sha256, stored}, of the last {by, at}: the set of artifacts that `previous` gave way to, and when.
+Generations = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+# Whether a run is about a component of a machine: (machine, component).
+Concerned = Callable[[str, str], bool]
 # Artifact -> {version, sha256}; an empty digest is not known yet.
 Artifacts = Mapping[str, Mapping[str, Any]]
 
@@ -26,6 +29,10 @@ _UNNOTICED = ("flanneld",)
 _MASTER_COMPONENTS = ("kube-apiserver", "kube-scheduler", "kube-controller-manager")
 _NODE_COMPONENTS = ("flanneld", "docker", "kubelet", "kube-proxy")
 _MAX_ROUNDS = 3
+
+
+def _every(_machine: str, _component: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -71,11 +78,13 @@ class Round:
         }
 
 
-def changes(machines: Generations, wanted: Artifacts) -> list[Change]:
+def changes(machines: Generations, wanted: Artifacts, concerned: Concerned = _every) -> list[Change]:
     """What differs between what runs and the artifacts wanted, in the order of machines and components."""
     found = []
     for machine, components in machines.items():
         for component, generations in components.items():
+            if not concerned(machine, component):
+                continue
             for artifact, now in generations["artifacts"].items():
                 want = wanted.get(artifact)
                 if want and (now["version"] != want["version"] or want.get("sha256") not in ("", None, now["sha256"])):
@@ -83,13 +92,28 @@ def changes(machines: Generations, wanted: Artifacts) -> list[Change]:
     return found
 
 
-def ways_back(machines: Generations) -> tuple[list[Change], list[str]]:
-    """What a rollback changes, and why it cannot be done as sentences."""
+def last_set(machines: Generations) -> str:
+    """Name of the set of artifacts that binaries were changed to last, also of those that have gone back since."""
+    found = [one for components in machines.values() for part in components.values() if (one := part.get("changed"))]
+    return str(max(found, key=lambda one: float(one["at"]))["by"]) if found else ""
+
+
+def _before(generations: Mapping[str, Mapping[str, Any]], last: str) -> Mapping[str, Any]:
+    """What a component goes back to: nothing when the last upgrade has not reached it."""
+    changed = generations.get("changed")
+    return generations["previous"] if not changed or changed["by"] == last else {}
+
+
+def ways_back(machines: Generations, concerned: Concerned = _every) -> tuple[list[Change], list[str]]:
+    """What a rollback of the last upgrade changes, and why it cannot be done as sentences."""
     found = []
     reasons: dict[str, list[str]] = {}
+    last = last_set(machines)
     for machine, components in machines.items():
         for component, generations in components.items():
-            for artifact, then in generations["previous"].items():
+            if not concerned(machine, component):
+                continue
+            for artifact, then in _before(generations, last).items():
                 now = generations["artifacts"].get(artifact)
                 if not now or now["sha256"] == then["sha256"]:
                     continue
@@ -127,21 +151,27 @@ def way_back(found: Sequence[Change], version: str, drain: str) -> Round:
     return Round(version, tuple(found), tuple(leaving))
 
 
-def of_before(
-    known: Artifacts, components: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+def of_machine(
+    known: Artifacts, components: Mapping[str, Mapping[str, Mapping[str, Any]]], back_from: str | None = None
 ) -> dict[str, dict[str, Any]]:
-    """The artifacts of a machine that goes back: what it ran before where there is such, else what it runs.
+    """The artifacts of a machine that keeps what it runs, or that goes back to before the set of artifacts `back_from`.
 
-    `known`: the fact `artifacts`; `components`: the machine's generations.
+    `known`: the fact `artifacts`, for what it does not run yet; `components`: the machine's generations.
     """
     result = {name: dict(artifact) for name, artifact in known.items()}
     for generations in components.values():
-        for generation in (generations["artifacts"], generations["previous"]):
+        for generation in (generations["artifacts"], _before(generations, back_from) if back_from is not None else {}):
             for name, one in generation.items():
                 if name in result and result[name]["sha256"] != one["sha256"]:
                     # The machine has its content: nothing is sent.
                     result[name].update(version=one["version"], sha256=one["sha256"], path="")
     return result
+
+
+def release_of(components: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The release of Kubernetes that a machine runs, of its API server where it has one; empty for none."""
+    only = {"": components}
+    return versions.release({**running(only, _KUBELET), **running(only, _SERVER)}.get("", ""))
 
 
 def drains(found: Collection[Change], *, live_restore: bool) -> list[str]:
@@ -159,13 +189,13 @@ def drains(found: Collection[Change], *, live_restore: bool) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def running(machines: Generations, artifact: str) -> dict[str, str]:
-    """Machine -> version that it runs of an artifact."""
+def running(machines: Generations, artifact: str, concerned: Concerned = _every) -> dict[str, str]:
+    """Machine -> version that it runs of an artifact, of those that are concerned."""
     return {
         machine: str(generations["artifacts"][artifact]["version"])
         for machine, components in machines.items()
-        for generations in components.values()
-        if artifact in generations["artifacts"]
+        for component, generations in components.items()
+        if artifact in generations["artifacts"] and concerned(machine, component)
     }
 
 
@@ -177,11 +207,13 @@ def plan(
     *,
     live_restore: bool,
     drain: str = "auto",
+    concerned: Concerned = _every,
 ) -> tuple[list[Round], list[str]]:
     """The rounds of an upgrade and every reason why it must not be done.
 
     `target`: artifacts of the last round. `version`: Kubernetes release of the last round. `via`: releases between, or
-    none for the last ones of their minors. `drain`: auto, always or never.
+    none for the last ones of their minors. `drain`: auto, always or never. `concerned`: what the run may change; the
+    rules look at all machines, also at what stays as it is.
     """
     servers = running(machines, _SERVER)
     if not servers:
@@ -189,27 +221,34 @@ def plan(
             "none of the machines that were asked runs an API server, so nothing can be compared with it: name a "
             "master in --limit too; on bare machines site.yml installs a cluster"
         ]
-    problems = _downgrades(machines, target)
-    oldest = min(servers.values(), key=versions.numbers)
-    goal = str(target.get(_SERVER, {}).get("version") or version)
-    route = [*via, versions.hops(version, version)[0]] if via else versions.hops(oldest, version)
+    goal = str(versions.Version.parse(versions.release(version)))
+    moving = running(machines, _SERVER, concerned)
+    oldest = min(moving.values(), key=versions.numbers) if moving else goal
+    between = (
+        [str(versions.Version.parse(hop, "upgrade_via")) for hop in via] if via else versions.hops(oldest, goal)[:-1]
+    )
+    route = [*between, goal] if moving else [goal]
+    problems = _downgrades(machines, target, concerned)
     if not problems:
-        problems = [*_route_problems(machines, oldest, route), *_fit_problems(machines, target, goal)]
+        problems = _route_problems(oldest, route) + _skew_problems(machines, route, concerned)
+        problems += _fit_problems(machines, target, goal, concerned)
     if problems:
         return [], problems
     found = []
+    state = machines
     for number, release in enumerate(route):
         last = number == len(route) - 1
         # Between, only Kubernetes is another; what its files will be is not known before they are there.
         wanted = target if last else {name: {"version": release} for name in KUBERNETES}
-        differing = changes(_as_of(machines, route[number - 1]) if number else machines, wanted)
+        differing = changes(state, wanted, concerned)
+        state = _as_of(state, release, concerned)
         touched = list(dict.fromkeys(c.machine for c in differing if c.component in _NODE_COMPONENTS))
         leaving = {"always": touched, "never": []}.get(drain, drains(differing, live_restore=live_restore))
         found.append(Round(release, tuple(differing), tuple(leaving)))
     return found, []
 
 
-def _as_of(machines: Generations, release: str) -> Generations:
+def _as_of(machines: Generations, release: str, concerned: Concerned) -> Generations:
     """The machines after a round to a release."""
     return {
         machine: {
@@ -220,23 +259,25 @@ def _as_of(machines: Generations, release: str) -> Generations:
                     for name, one in generations["artifacts"].items()
                 },
             }
+            if concerned(machine, component)
+            else generations
             for component, generations in components.items()
         }
         for machine, components in machines.items()
     }
 
 
-def _downgrades(machines: Generations, target: Artifacts) -> list[str]:
+def _downgrades(machines: Generations, target: Artifacts, concerned: Concerned) -> list[str]:
     found: dict[str, list[str]] = {}
-    for change in changes(machines, target):
+    for change in changes(machines, target, concerned):
         reason = _refused_downgrade(change)
         if reason:
             found.setdefault(reason, []).append(change.machine)
     return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
-def _route_problems(machines: Generations, oldest: str, route: Sequence[str]) -> list[str]:
-    """What a way over these releases would violate, component by component, before every step."""
+def _route_problems(oldest: str, route: Sequence[str]) -> list[str]:
+    """What is wrong with the releases that API servers go through."""
     found = []
     before = oldest
     for release in route:
@@ -252,36 +293,54 @@ def _route_problems(machines: Generations, oldest: str, route: Sequence[str]) ->
             f"{oldest} -> {route[-1]} takes {len(route)} rounds, one run does {_MAX_ROUNDS}; "
             f"first go to {route[_MAX_ROUNDS - 1]}"
         )
-    # The API servers are first: beside the next release, everything else is what it is now.
-    for artifact in versions.BEHIND:
-        reasons: dict[str, list[str]] = {}
-        for machine, version in running(machines, artifact).items():
-            newest = max([oldest, *running(machines, _SERVER).values()], key=versions.minor)
-            beside = versions.skew(artifact, version, max(newest, route[0], key=versions.minor))
-            if beside:
-                reasons.setdefault(beside, []).append(machine)
-        found += [f"{', '.join(names)}: {reason}; bring it up first" for reason, names in reasons.items()]
     return found
 
 
-def _fit_problems(machines: Generations, target: Artifacts, goal: str) -> list[str]:
-    found = []
-    members = running(machines, _ETCD)
-    etcd = str(target[_ETCD]["version"]) if _ETCD in target else next(iter(members.values()), "")
-    for machine, version in members.items():
-        reason = versions.etcd_step(version, etcd)
-        if reason:
-            found.append(f"{machine}: {reason}")
-    if etcd and (reason := versions.etcd_fits(etcd, goal)):
-        found.append(reason)
-    if _DOCKER in target and (reason := versions.docker_fits(str(target[_DOCKER]["version"]), goal)):
-        found.append(reason)
+def _skew_problems(machines: Generations, route: Sequence[str], concerned: Concerned) -> list[str]:
+    """What would run beside API servers that it must not run beside, in the first round in which there is such."""
+    state = machines
+    for release in route:
+        found: dict[str, list[str]] = {}
+        # The API servers are first: beside the next release, everything else is what it was before.
+        coming = [release] if running(state, _SERVER, concerned) else []
+        newest = max([*running(state, _SERVER).values(), *coming], key=versions.minor)
+        for artifact in versions.BEHIND:
+            for machine, version in running(state, artifact).items():
+                if reason := versions.skew(artifact, version, newest):
+                    found.setdefault(f"{reason}; bring it up first", []).append(machine)
+        state = _as_of(state, release, concerned)
+        # A node may ask any of them, also one that this run leaves as it is.
+        oldest = min(running(state, _SERVER).values(), key=versions.minor)
+        for artifact in (_KUBELET, "kube-proxy"):
+            for machine, version in running(state, artifact, concerned).items():
+                if versions.minor(version) > versions.minor(oldest):
+                    reason = f"{versions.skew(artifact, version, oldest)}; the API servers of all masters come first"
+                    found.setdefault(reason, []).append(machine)
+        if found:
+            return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+    return []
+
+
+def _fit_problems(machines: Generations, target: Artifacts, goal: str, concerned: Concerned) -> list[str]:
+    etcd = str(target[_ETCD]["version"]) if _ETCD in target else ""
+    members, coming = running(machines, _ETCD), running(machines, _ETCD, concerned) if etcd else {}
+    steps = {machine: versions.etcd_step(version, etcd) for machine, version in coming.items()}
+    found = [f"{machine}: {reason}" for machine, reason in steps.items() if reason]
+    # As it all is in the end.
+    server = str(target.get(_SERVER, {}).get("version") or goal)
+    servers = {**running(machines, _SERVER), **dict.fromkeys(running(machines, _SERVER, concerned), server)}
+    members |= dict.fromkeys(coming, etcd)
+    pairs = {(one, other): None for one in members.values() for other in servers.values()}
+    found += dict.fromkeys(reason for one, other in pairs if (reason := versions.etcd_fits(one, other)))
+    if _DOCKER in target and running(machines, _DOCKER, concerned):
+        found += filter(None, [versions.docker_fits(str(target[_DOCKER]["version"]), server)])
     return found
 
 
-def unasked(machines: Generations, wanted: Artifacts) -> list[Change]:
+def unasked(machines: Generations, wanted: Artifacts, concerned: Concerned = _every) -> list[Change]:
     """Changes of versions that site.yml must not make in passing: of a service that runs, but for those unnoticed."""
-    return [c for c in changes(machines, wanted) if not c.is_rebuild and c.artifact not in _UNNOTICED]
+    found = changes(machines, wanted, concerned)
+    return [c for c in found if not c.is_rebuild and c.artifact not in _UNNOTICED]
 
 
 def table(found: Sequence[Change]) -> list[str]:

@@ -41,13 +41,13 @@ class Version:
         return f"1.{self.minor}.{self.patch}"
 
     @classmethod
-    def parse(cls, text: str) -> Version:
-        """Read `1.20.2` or `v1.20.2`; a `UserError` names what was seen."""
+    def parse(cls, text: str, variable: str = "kube_version") -> Version:
+        """Read `1.20.2` or `v1.20.2`; a `UserError` names what was seen, and the variable."""
         match = re.fullmatch(r"v?1\.(\d{1,3})\.(\d{1,3})", str(text))
         if not match:
             raise UserError(
-                f"kube_version: {text!r} is not a Kubernetes version",
-                "write major.minor.patch in quotes, for example kube_version: '1.20.2'",
+                f"{variable}: {text!r} is not a Kubernetes version",
+                "write major.minor.patch in quotes, for example '1.20.2'",
             )
         return cls(int(match[1]), int(match[2]))
 
@@ -126,12 +126,13 @@ def hops(oldest: str, target: str) -> list[str]:
 
     `oldest`: what the oldest API server runs. Empty minors in between mean that the target is one step away.
     """
-    begin, end = Version.parse(_release(oldest)), Version.parse(_release(target))
+    begin, end = Version.parse(release(oldest)), Version.parse(release(target))
     between = [f"1.{number}.{_LAST_PATCH[number]}" for number in range(begin.minor + 1, end.minor)]
     return [*between, str(end)]
 
 
-def _release(text: str) -> str:
+def release(text: str) -> str:
+    """Without what names a build of it: `1.20.2+kw2` is 1.20.2."""
     return text.partition("+")[0]
 
 
@@ -171,6 +172,6 @@ def etcd_fits(etcd: str, server: str) -> str:
 
 def docker_fits(docker: str, kubelet: str) -> str:
     """Why kubelets of this version cannot use this Docker; empty when they can."""
-    if numbers(docker)[0] >= _DOCKER_TOO_NEW:
+    if numbers(docker) >= (_DOCKER_TOO_NEW,):
         return f"Docker {docker} does not speak with kubelet {kubelet}; the newest that does is {_DOCKER_TOO_NEW - 1}"
     return ""

@@ -107,3 +107,11 @@ def test_check_mode_does_not_read_what_would_be_written_anew(tmp_path: Path) -> 
     spec = {"name": "pki", "files": [{"path": "/a", "sources": [str(tmp_path / "a.pem")], "pending": True}]}
     assert components.expand(spec, render, {}, foresee=True).contents["/a"] != b"old\n"
     assert components.expand(spec, render, {}).contents["/a"] == b"old\n"
+
+
+def test_the_name_of_a_set_is_that_of_its_binaries() -> None:
+    known = {"etcd": {"version": "3", "sha256": "a", "path": "/one"}, "flanneld": {"version": "1", "sha256": "b"}}
+    name = components.set_name(known)
+    same = {"flanneld": {"version": "2", "sha256": "c"}, "etcd": {"version": "3", "sha256": "a", "path": ""}}
+    assert components.set_name(same) == name, "an interrupted upgrade goes on with whatever daemon of ours"
+    assert components.set_name({**known, "etcd": {"version": "3", "sha256": "d"}}) != name

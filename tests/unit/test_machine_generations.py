@@ -22,6 +22,7 @@ class Machine:
         self.root = tmp_path
         self.starts: list[str] = []
         self.reloads: list[str] = []
+        self.sets: dict[str, str] = {}
         monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
         monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
         monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "before"))
@@ -64,6 +65,7 @@ class Machine:
         }
         declared = components.expand(spec, lambda name: name, known)
         declared.wire["unit"] = "x.service"
+        self.sets[version] = declared.wire["set"]
         found = component.inspect_all([declared.wire])
         contents, binaries = components.shipment([declared], found)
         staged = {}
@@ -93,14 +95,18 @@ def test_one_version_before_is_kept(machine: Machine) -> None:
     assert machine.record()["previous"]["tool"]["version"] == "2"
     found = generations.describe(machine.record(), component.STORE)
     assert (found["artifacts"]["tool"]["version"], found["previous"]["tool"]["stored"]) == ("3", True)
+    assert found["changed"]["by"] == machine.sets["3"]
     assert not list(machine.root.glob("before/*"))
 
 
 def test_whoever_went_back_has_nothing_to_go_back_to(machine: Machine) -> None:
     machine.bring("1", "a")
+    assert machine.record()["changed"] == {}, "a first installation is no change"
     machine.bring("2", "b")
+    changed = machine.record()["changed"]
     machine.bring("1", "a")
     assert machine.record()["previous"] == {}
+    assert machine.record()["changed"] == changed, "the upgrade that was undone is still the last one"
     assert machine.stored() == ["1"]
 
 
@@ -119,6 +125,7 @@ def test_a_version_that_is_not_healthy_goes_back_with_its_flags(machine: Machine
     assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "flags of 1")
     assert machine.starts == ["tool 1", "tool bad", "tool 1"]
     assert machine.record()["ingredients"] == before["ingredients"]
+    assert machine.record()["changed"] == before["changed"]
     assert not list(machine.root.glob("before/*"))
     assert machine.bring("1", "flags of 1")["restarted"] == []
 
@@ -226,9 +233,10 @@ def node(ready_: str, version: str) -> dict[str, Any]:
     return {"metadata": {"name": "n1"}, "status": {**status, "nodeInfo": {"kubeletVersion": version}}}
 
 
-def pod(phase: str, state: str) -> dict[str, Any]:
+def pod(phase: str, state: str, uid: str = "1") -> dict[str, Any]:
     conditions = [{"type": "Ready", "status": state}]
-    return {"metadata": {"namespace": "d", "name": "p"}, "status": {"phase": phase, "conditions": conditions}}
+    metadata = {"namespace": "d", "name": f"p{uid}", "uid": uid}
+    return {"metadata": metadata, "status": {"phase": phase, "conditions": conditions}}
 
 
 def test_a_node_is_back_with_its_pods() -> None:
@@ -240,8 +248,19 @@ def test_a_node_is_back_with_its_pods() -> None:
     assert ready.hindrances(node("False", "v0"), [pod("Running", "False")], "v1") == [
         "n1 is not Ready: runtime is down",
         "the kubelet of n1 reports v0, not v1",
-        "pod d/p is not ready (Running)",
+        "pod d/p1 is not ready (Running)",
     ]
+
+
+def test_a_pod_that_was_not_ready_before_is_not_waited_for() -> None:
+    broken, fine = pod("Running", "False", "1"), pod("Running", "True", "2")
+    before = ready.ready_pods([broken, fine, pod("Pending", "False", "3")])
+    assert before == ["2"]
+    assert ready.hindrances(node("True", "v1"), [broken, fine], "v1", before) == []
+    assert ready.hindrances(node("True", "v1"), [broken, pod("Running", "False", "2")], "v1", before) == [
+        "pod d/p2 is not ready (Running)"
+    ]
+    assert ready.hindrances(node("True", "v1"), [broken], "v1", []) == []
 
 
 class Server:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kubewright import stages, upgrade, versions
 from kubewright.errors import UserError
@@ -39,11 +41,17 @@ def digest(version: str) -> str:
 
 
 def machine(
-    names: tuple[str, ...], previous: dict[str, str] | None = None, *, stored: bool = True, **other: str
+    names: tuple[str, ...],
+    previous: dict[str, str] | None = None,
+    *,
+    stored: bool = True,
+    changed: tuple[str, int] | None = None,
+    **other: str,
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names:
-        part = found.setdefault(_PARTS[name], {"artifacts": {}, "previous": {}})
+        known = {"by": changed[0], "at": changed[1]} if changed else {}
+        part = found.setdefault(_PARTS[name], {"artifacts": {}, "previous": {}, "changed": known})
         version = other.get(name.replace("-", "_"), RUNS[name])
         part["artifacts"][name] = {"link": f"/bin/{name}", "version": version, "sha256": digest(version)}
         if previous and name in previous:
@@ -143,6 +151,65 @@ def test_more_rounds_than_one_run_does() -> None:
     assert problem == "1.18.2 -> 1.22.3 takes 4 rounds, one run does 3; first go to 1.21.14"
 
 
+def only(*parts: str) -> upgrade.Concerned:
+    return lambda _, part: part in parts
+
+
+_CONTROL_PLANE = ("kube-apiserver", "kube-scheduler", "kube-controller-manager")
+
+
+def test_a_part_of_an_upgrade_changes_that_part_and_is_judged_by_all() -> None:
+    target = wanted(etcd="3.5.16", dockerd="26.1.5", **kubernetes("1.20.9"))
+    [etcd], found = upgrade.plan(CLUSTER, target, "1.20.9", [], live_restore=True, concerned=only("etcd"))
+    assert (found, {change.artifact for change in etcd.changes}) == ([], {"etcd"})
+    [docker], found = upgrade.plan(CLUSTER, target, "1.20.9", [], live_restore=True, concerned=only("docker"))
+    assert (found, docker.facts(CLUSTER)["nodes"], docker.drain) == ([], ["n1", "n2"], ("n1", "n2"))
+    assert {change.artifact for change in docker.changes} == {"dockerd"}
+    limited, found = upgrade.plan(
+        CLUSTER, target, "1.20.9", [], live_restore=True, concerned=lambda name, _: name == "n2"
+    )
+    assert (found, limited[0].facts(CLUSTER)["nodes"]) == ([], ["n2"])
+
+
+@pytest.mark.parametrize(
+    ("machines", "goal", "parts", "said"),
+    [
+        ({"n1": machine(NODE, kubelet="1.18.2")}, "1.21.14", _CONTROL_PLANE, "n1: kubelet 1.18.2 is 3 minor versions"),
+        ({"n1": machine(NODE)}, "1.23.17", _CONTROL_PLANE, "n1: kubelet 1.20.2 is 3 minor versions behind"),
+        ({"n1": machine(NODE)}, "1.21.14", ("kubelet",), "n1: kubelet 1.21.14 is newer than API servers of 1.20.2"),
+        ({"m1": machine(MASTER, etcd="3.3.27")}, "1.22.17", _CONTROL_PLANE, "needs etcd 3.4 or newer, this is 3.3.27"),
+    ],
+)
+def test_tags_do_not_switch_the_rules_off(
+    machines: dict[str, Any], goal: str, parts: tuple[str, ...], said: str
+) -> None:
+    cluster = {"m1": machine(MASTER), **machines}
+    target = wanted(etcd="3.5.16", **kubernetes(goal))
+    rounds, found = upgrade.plan(cluster, target, goal, [], live_restore=True, concerned=only(*parts))
+    assert rounds == []
+    assert any(said in problem for problem in found), found
+
+
+def test_one_master_at_a_time_by_limit_stays_beside_the_others() -> None:
+    two = {"m1": machine(MASTER), "m2": machine(MASTER), "n1": machine(NODE)}
+    target = wanted(**kubernetes("1.22.17"))
+    _, found = upgrade.plan(two, target, "1.22.17", [], live_restore=True, concerned=lambda name, _: name == "m1")
+    assert found == [
+        "m2: kube-apiserver 1.20.2 is 2 minor versions behind API servers of 1.22.17; 1.21 is the oldest; bring it up "
+        "first",
+        "m2: kube-controller-manager 1.20.2 is 2 minor versions behind API servers of 1.22.17; 1.21 is the oldest; "
+        "bring it up first",
+        "m2: kube-scheduler 1.20.2 is 2 minor versions behind API servers of 1.22.17; 1.21 is the oldest; bring it up "
+        "first",
+    ]
+
+
+@pytest.mark.parametrize("hop", ["latest", "1.21", "", "v"])
+def test_a_release_between_that_is_none(hop: str) -> None:
+    with pytest.raises(UserError, match=f"upgrade_via: '{hop}' is not a Kubernetes version"):
+        problems(wanted(**kubernetes("1.22.3")), "1.22.3", via=[hop])
+
+
 def test_skew_is_checked_against_the_next_api_server() -> None:
     late = {**CLUSTER, "n2": machine(NODE, kubelet="1.18.9")}
     [problem] = problems(wanted(**kubernetes("1.21.1")), "1.21.1", late)
@@ -181,9 +248,50 @@ def test_back_to_what_ran_before() -> None:
     }
     assert upgrade.way_back(found, "1.20.2", "auto").drain == ("n1",)
     known = {name: {**one, "path": f"/cache/{name}"} for name, one in wanted(etcd="3.5.16").items()}
-    before = upgrade.of_before(known, machines["n1"])
+    before = upgrade.of_machine(known, machines["n1"], "")
     assert (before["kubelet"]["version"], before["kubelet"]["path"]) == ("1.20.1", "")
     assert before["kube-proxy"] == known["kube-proxy"]
+
+
+def test_a_machine_that_keeps_what_it_runs() -> None:
+    known = {name: {**one, "path": f"/cache/{name}"} for name, one in wanted(kubelet="1.20.9", etcd="3.5.16").items()}
+    kept = upgrade.of_machine(known, machine(NODE, {"kubelet": "1.20.1"}, changed=("set2", 2)))
+    assert (kept["kubelet"]["version"], kept["kubelet"]["path"]) == ("1.20.2", "")
+    assert kept["etcd"] == known["etcd"], "not there yet: what the inventory says"
+    assert upgrade.release_of(machine((*MASTER, "kubelet"), kubelet="1.19.7", kube_apiserver="1.20.2+kw2")) == "1.20.2"
+    assert upgrade.release_of(machine(("etcd",))) == ""
+
+
+def names(found: list[upgrade.Change]) -> set[tuple[str, str, str]]:
+    return {(change.machine, change.artifact, change.new) for change in found}
+
+
+def test_back_is_to_before_the_last_upgrade_only() -> None:
+    reached = machine(NODE, {"kubelet": "1.20.5"}, changed=("march", 30), kubelet="1.20.9")
+    untouched = machine(NODE, {"kubelet": "1.18.2"}, changed=("february", 20), kubelet="1.20.5")
+    machines = {"n1": reached, "n2": untouched}
+    found, refused = upgrade.ways_back(machines)
+    assert (names(found), refused) == ({("n1", "kubelet", "1.20.5")}, [])
+    known = wanted(kubelet="1.20.9")
+    last = upgrade.last_set(machines)
+    assert upgrade.of_machine(known, untouched, last)["kubelet"]["version"] == "1.20.5"
+    assert upgrade.of_machine(known, reached, last)["kubelet"]["version"] == "1.20.5"
+    # The component of a month before stays, whatever it could go back to.
+    docker = machine(("dockerd",), {"dockerd": "19.3.15"}, changed=("january", 10))
+    found, refused = upgrade.ways_back({"n1": {**reached, **docker}})
+    assert (names(found), refused) == ({("n1", "kubelet", "1.20.5")}, [])
+
+
+def test_back_once_is_not_back_twice() -> None:
+    gone_back = machine(NODE, changed=("march", 30))
+    untouched = machine(NODE, {"kubelet": "1.20.1"}, changed=("february", 20))
+    assert upgrade.ways_back({"n1": gone_back, "n2": untouched}) == ([], [])
+
+
+def test_back_with_tags_and_limit() -> None:
+    node = machine(NODE, {"kubelet": "1.20.1", "dockerd": "19.3.15"}, changed=("march", 30))
+    found, _ = upgrade.ways_back({"n1": node, "n2": node}, lambda name, part: name == "n1" and part == "docker")
+    assert names(found) == {("n1", "dockerd", "19.3.15")}
 
 
 def test_no_way_back() -> None:
@@ -223,3 +331,29 @@ def test_what_goes_with_what() -> None:
     assert "1.21 is the oldest" in versions.skew("kube-scheduler", "1.20.1", "1.22.3")
     assert versions.numbers("v1.20.2+kw2") == (1, 20, 2)
     assert versions.numbers("none") == ()
+    assert versions.docker_fits("edge", "1.20.2") == ""
+
+
+_OPERATIONS = Path(__file__).parents[2] / "playbooks" / "ops"
+
+
+def _preflights() -> dict[str, str]:
+    """Playbook -> what its preflight does about versions."""
+    found = {}
+    for path in _OPERATIONS.glob("*.yml"):
+        for play in yaml.safe_load(path.read_text()):
+            if play.get("ansible.builtin.import_playbook") == "../preflight.yml":
+                found[path.stem] = play.get("vars", {}).get("artifacts_change", "guard")
+    return found
+
+
+def test_a_cluster_of_mixed_versions_can_be_operated() -> None:
+    """Only what installs on new machines needs to know the versions: half-way through an upgrade nothing else stops."""
+    preflights = _preflights()
+    assert {name for name, what in preflights.items() if what == "guard"} == {"add"}
+    assert {name for name, what in preflights.items() if what == "none"} == {
+        "backup",
+        "certs_report",
+        "etcd_maintain",
+        "restore_rehearsal",
+    }

@@ -7,6 +7,7 @@ Declaration of one component (all paths absolute):
   name         identifies the record of what its service was started with
   directories  [{path, mode, owner, group}]
   binaries     [{artifact, name, version, sha256, link}]   stored by content, reached through the link
+  set          name of the set of artifacts that they are of
   files        [{path, sha256, mode, owner, group, secret, restart}]
   absent       [path]
   inputs       [path]   files that other stages put there; a change needs a restart

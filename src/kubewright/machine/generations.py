@@ -4,6 +4,7 @@ A record (component.RECORDS/NAME.json) of a service that was healthy has
   ingredients  path -> SHA-256 of everything it was started with
   artifacts    artifact -> {link, version, sha256} of its binaries
   previous     the same of the binaries before them, empty when there is nothing to go back to
+  changed      {by, at}: the set of artifacts that `previous` gave way to, and when; it stays when they are gone back to
 Older records have ingredients only; the store's directories say the versions then.
 
 A picture (BEFORE/NAME.json, 0600) holds links and files as they were when the service was last healthy. It exists only
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import time
 from typing import Any
 
 from . import files
@@ -56,11 +58,11 @@ def declared_artifacts(declared: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def describe(record: dict[str, Any], store: str) -> dict[str, dict[str, Any]]:
-    """{artifacts, previous}: artifact -> {link, version, sha256, stored}, for the controller.
+    """{artifacts, previous, changed}, for the controller: artifact -> {link, version, sha256, stored}, {by, at} or {}.
 
     `stored`: whether the store still has that content.
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {"changed": record.get("changed") or {}}
     for key, generation in (("artifacts", artifacts(record, store)), ("previous", record.get("previous") or {})):
         result[key] = {name: {**one, "stored": os.path.exists(_stored(one, store))} for name, one in generation.items()}
     return result
@@ -76,15 +78,16 @@ def _digests(found: dict[str, dict[str, str]]) -> dict[str, str]:
 
 
 def succession(record: dict[str, Any], declared: dict[str, Any], store: str) -> dict[str, Any]:
-    """`artifacts` and `previous` of the record that follows when the declared binaries turned out healthy.
+    """What the record says of binaries that follows when the declared ones turned out healthy.
 
     Whoever has gone back has nothing further to go back to: a rollback that is repeated must not go forward again.
     """
     before, now = artifacts(record, store), declared_artifacts(declared)
-    previous = record.get("previous") or {}
+    previous, changed = record.get("previous") or {}, record.get("changed") or {}
     if _digests(before) != _digests(now):
         previous = {} if not before or _digests(previous) == _digests(now) else before
-    return {"artifacts": now, "previous": previous}
+        changed = {"by": declared["set"], "at": time.time()} if previous else changed
+    return {"artifacts": now, "previous": previous, "changed": changed}
 
 
 def changes_binaries(record: dict[str, Any], declared: dict[str, Any], store: str) -> bool:
