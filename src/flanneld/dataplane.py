@@ -302,8 +302,8 @@ def plan(desired: Desired, found: Found, past: Past = NO_PAST) -> List[Step]:
     """Return the steps, in the order in which they must be taken; none when all is as it should be.
 
     Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. What they replace,
-    and a device of another backend, go when the routes lead elsewhere. Nothing is asked of a tun that is not there: only its backend
-    can open it.
+    and a device of another backend, go when the routes lead elsewhere. Nothing is asked of a tun that is not there:
+    only its backend can open it.
     """
     steps: List[Step] = []
     absent = set()
