@@ -70,6 +70,8 @@ def read(source: str, output: str, names: Mapping[str, str]) -> list[Pair]:
         if not match or match[1] not in names:
             continue
         sent, answered, gap, last = (int(match[place]) for place in (2, 3, 4, 5))
+        if sent <= max(last, 0):
+            continue  # it died, and told nothing at its end
         tail = sent - 1 - last
         if tail == 1:
             sent, tail = sent - 1, 0  # the last request, for whose answer nobody has waited
