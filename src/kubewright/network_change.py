@@ -2,7 +2,7 @@
 
 A larger network is taken over by running daemons. Another backend is not: flanneld has to be restarted, one machine
 after the other, so all the time some have it and some do not. vxlan with DirectRouting and host-gw set the same routes
-and understand each other, so the way from one to the other leads by these two. docs/adr/0012 has the reasons.
+and understand each other, so the way from one to the other leads by these two. docs/adr/0011 has the reasons.
 """
 
 from __future__ import annotations
