@@ -6,7 +6,7 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from kubewright import podnetwork
+from kubewright import network_change, podnetwork
 
 _TAKEN_OVER = (
     "The nodes take it over while flanneld runs: rules, routes and subnet.env follow within seconds, and every node "
@@ -28,6 +28,8 @@ class ActionModule(ActionBase):
             return answer
         reasons = podnetwork.refusals(answer["in_use"], answer["wanted"])
         if reasons:
+            hint = network_change.hint(answer["in_use"], arguments["value"])
+            reasons = [*reasons, hint] if hint else reasons
             return {**answer, "msg": f"{answer['msg']}. Running flannelds would not take it over: {'; '.join(reasons)}"}
         answer = self._execute_module(module_args={**arguments, "replaces": answer["in_use"]}, task_vars=task_vars)
         return answer if answer.get("failed") else {**answer, "msg": _TAKEN_OVER}

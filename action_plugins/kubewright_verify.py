@@ -54,6 +54,8 @@ class ActionModule(ActionBase):
         return body
 
     def _start(self) -> dict[str, Any]:
+        if self._task.args.get("alone"):
+            self._remove(matrix.of_base(self._labelled(), str(self._task.args["namespace"])))
         objects = matrix.manifests(self._namespace, str(self._task.args["image"]))
         self._module("kubewright_objects", **self._cluster["api_access"], objects=json.dumps(objects))
         machines = self._cluster["machines"].values()
@@ -167,12 +169,17 @@ class ActionModule(ActionBase):
 
     def _clean(self) -> dict[str, Any]:
         """Remove the test pods of this run, and those of runs that were killed."""
-        listed = self._get(f"/api/v1/namespaces?labelSelector={matrix.LABEL}")
         own = (self._vars.get("verify_pods") or {}).get("namespace")
-        names = matrix.leftovers(listed.get("items", []), str(own or ""), datetime.now(UTC))
+        self._remove(matrix.leftovers(self._labelled(), str(own or ""), datetime.now(UTC)))
+        return {"changed": False}
+
+    def _labelled(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = self._get(f"/api/v1/namespaces?labelSelector={matrix.LABEL}").get("items", [])
+        return listed
+
+    def _remove(self, names: list[str]) -> None:
         requests = [{"method": "DELETE", "path": f"/api/v1/namespaces/{name}"} for name in names]
         self._module("kubewright_api", **self._cluster["api_access"], requests=requests)
-        return {"changed": False}
 
 
 def _ready(pod: dict[str, Any]) -> bool:

@@ -21,6 +21,10 @@ options:
     description: Image of the test pods.
     type: str
     required: true
+  alone:
+    description: Whether pods of earlier runs in namespaces of this name are removed first, for C(start).
+    type: bool
+    default: false
   timeout:
     description: Seconds to wait for the pods.
     type: float

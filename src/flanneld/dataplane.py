@@ -301,9 +301,9 @@ def incompatible(wanted: Device, found: FoundDevice) -> str:
 def plan(desired: Desired, found: Found, past: Past = NO_PAST) -> List[Step]:
     """Return the steps, in the order in which they must be taken; none when all is as it should be.
 
-    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. A device of
-    another backend goes when the routes lead elsewhere. Nothing is asked of a tun that is not there: only its backend
-    can open it.
+    Per peer: neighbour, forwarding entry, route last, so that no packet leaves before it can arrive. What they replace,
+    and a device of another backend, go when the routes lead elsewhere. Nothing is asked of a tun that is not there:
+    only its backend can open it.
     """
     steps: List[Step] = []
     absent = set()
@@ -323,7 +323,10 @@ def plan(desired: Desired, found: Found, past: Past = NO_PAST) -> List[Step]:
             steps.append(CreateDevice(device))
         elif not have.up or (have.mac, have.mtu, have.learning) != (device.mac, device.mtu, device.learning):
             steps.append(SetDevice(device))
-    entries = _removals(desired, found, past) + _additions(desired, found, past)
+    removals = _removals(desired, found, past)
+    # What a route of before leads through goes when the route leads elsewhere.
+    last = [entry for entry in removals if _used_by_a_route(entry, desired)]
+    entries = [entry for entry in removals if entry not in last] + _additions(desired, found, past) + last
     steps += [entry for entry in entries if _device(entry) not in absent]
     return steps + [DeleteDevice(name, "it is a leftover of another backend") for name in found.leftovers]
 
@@ -442,6 +445,13 @@ def _removals(desired: Desired, found: Found, past: Past) -> List[Entry]:
         if mac != NO_MAC and mac not in foreign and desired.forwarding.get((device, mac)) != machine
     ]
     return entries
+
+
+def _used_by_a_route(entry: Entry, desired: Desired) -> bool:
+    """Tell whether a removal can wait: a MAC that now stands for another machine is not to have both meanwhile."""
+    if isinstance(entry, RemoveForwarding):
+        return (entry.device, entry.mac) not in desired.forwarding
+    return isinstance(entry, RemoveNeighbour)
 
 
 def _additions(desired: Desired, found: Found, past: Past) -> List[Entry]:

@@ -26,6 +26,12 @@ def leftovers(namespaces: Sequence[Mapping[str, Any]], own: str, now: datetime) 
     return found
 
 
+def of_base(namespaces: Sequence[Mapping[str, Any]], base: str) -> list[str]:
+    """Names of the namespaces with this base: of runs that were killed, where only one is allowed at a time."""
+    names = [str(item["metadata"]["name"]) for item in namespaces]
+    return [name for name in names if re.fullmatch(rf"{re.escape(base)}-[0-9a-f]+", name)]
+
+
 @dataclass(frozen=True)
 class Result:
     """One probe: from where, to what, whether it answered, and how it was made (ping, http)."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -78,6 +81,45 @@ def test_vxlan_with_direct_routing(network: Networks) -> None:
     assert f"{far.subnet} via {first} dev flannel.5 onlink" in lines(one.ip("route"))
     assert f"{one.subnet} via {one.subnet.network_address} dev flannel.5 onlink" in lines(far.ip("route"))
     every_pair_pings([one, two, far])
+
+
+def test_from_vxlan_to_host_gw_and_back_machine_by_machine(network: Networks) -> None:
+    """By way of DirectRouting no packet is lost, whoever has which of two neighbouring backends."""
+    direct = {**VXLAN, "DirectRouting": True}
+    net = network({"Network": "10.79.0.0/16", "Backend": VXLAN})
+    machines = net.started(3)
+    acquainted(machines)
+    one, two, three = machines
+    keys = set(net.keys())
+    pings = [
+        subprocess.Popen(
+            [*f"ip netns exec {source.namespace} ping -n -q -i 0.01 -I {source.gateway} {target.gateway}".split()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for source, target in ((one, two), (two, three), (three, one))
+    ]
+    try:
+        for backend in (direct, HOST_GW, direct, VXLAN):
+            net.configure({"Network": "10.79.0.0/16", "Backend": backend})
+            for machine in machines:
+                machine.stop()
+                machine.start()
+                acquainted(machines)
+                every_pair_pings(machines)
+            if backend is HOST_GW:
+                assert "flannel.1" not in one.ip("link")
+                assert f"{two.subnet} via {two.address} dev eth0" in lines(one.ip("route"))
+    finally:
+        for ping in pings:
+            ping.send_signal(signal.SIGINT)
+    for ping in pings:
+        told = ping.communicate(timeout=5)[0]
+        sent, answered = (int(number) for number in re.findall(r"(\d+) (?:packets transmitted|received)", told))
+        assert sent > 200, told
+        assert sent - answered <= 1, told  # the last one may be on its way
+    assert set(net.keys()) == keys
+    assert f"{two.subnet} via {two.subnet.network_address} dev flannel.1 onlink" in lines(one.ip("route"))
 
 
 def test_dual_stack_over_vxlan(network: Networks) -> None:

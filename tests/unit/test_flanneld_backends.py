@@ -233,10 +233,20 @@ def test_host_gw_routes_to_the_machines_themselves() -> None:
     assert isinstance(backend, HostGatewayBackend)
     backend.prepare(Existing({}, {}, {4: "192.168.60.1"}))
     near, far = lease(52, "192.168.60.2", kind="host-gw"), lease(53, "192.168.61.2", kind="host-gw")
-    desired = backend.desired(OWN, [near, far, lease(54, "192.168.60.4", MACS["a"])])
+    desired = backend.desired(OWN, [near, far, lease(54, "192.168.60.4", kind="udp")])
     assert desired.routes == {"10.5.52.0/24": Route("10.5.52.0/24", "eth0", "192.168.60.2")}
     assert "192.168.61.2 is not on the link of eth0" in backend.ignored["10.5.53.0/24"]
     assert (desired.devices, backend.mtu, backend.data(4)) == ((), 1500, None)
+
+
+def test_vxlan_with_direct_routing_and_host_gw_understand_each_other_on_a_link() -> None:
+    direct = vxlan(config('"Type":"vxlan","DirectRouting":true'))
+    gateway = make_backend(parse_config(config('"Type":"host-gw"')), UNDERLAY)
+    route = {"10.5.52.0/24": Route("10.5.52.0/24", "eth0", "192.168.60.2")}
+    for peer in (lease(52, "192.168.60.2", kind="host-gw"), lease(52, "192.168.60.2", MACS["a"])):
+        assert direct.desired(OWN, [peer]).routes == gateway.desired(OWN, [peer]).routes == route
+    assert direct.desired(OWN, [lease(53, "192.168.61.2", kind="host-gw")]).routes == {}
+    assert direct.ignored == {"10.5.53.0/24": "its backend is host-gw, not vxlan"}
 
 
 def test_host_gw_refuses_an_address_that_is_not_its_own() -> None:

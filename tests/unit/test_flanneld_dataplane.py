@@ -117,7 +117,8 @@ def test_a_peer_that_moved_is_followed() -> None:
 def test_a_route_of_ours_that_leads_elsewhere_is_replaced() -> None:
     direct = Route(SUBNET, "eth0", PEER)
     there = DESIRED._replace(routes={SUBNET: direct}, neighbours={}, forwarding={})
-    assert PutRoute(direct, replaces=True) in plan(there, COMPLETE)
+    # What the old one leads through is there until then: no packet is lost.
+    assert plan(there, COMPLETE) == [PutRoute(direct, replaces=True), *REMOVALS[1:]]
     assert delta(DESIRED, there) == [*REMOVALS[1:], PutRoute(direct, replaces=True)]
 
 

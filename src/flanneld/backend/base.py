@@ -67,13 +67,15 @@ class Existing(NamedTuple):
 class Backend(abc.ABC):
     """One backend. Belongs to the main thread, apart from what a subclass starts itself.
 
-    type: its Type in the configuration. announced: BackendType in leases, empty for those that write none.
+    type: its Type in the configuration. announced: BackendType in leases, empty for those that write none. understood:
+    what others may announce as well.
     mtu: that of the pods. plain: it sets routes over the underlay. underlay: replaced by the daemon when the machine's
     address or MTU changes.
     """
 
     type = ""
     announced = ""
+    understood: Tuple[str, ...] = ()
     mtu = 0
     plain = False
 
@@ -165,9 +167,13 @@ class Backend(abc.ABC):
             network = self.config.networks.get(subnet.version)
             if network is not None and not within(subnet, network):
                 return f"it lies outside of the network {network}"
-        if self.announced and lease.attributes.backend_type != self.announced:
-            return f"its backend is {lease.attributes.backend_type or 'not named'}, not {self.announced}"
+        if self.announced and lease.attributes.backend_type not in {self.announced, *self.understood}:
+            return self._other(lease)
         return self._misplaced(own, lease)
+
+    def _other(self, lease: Lease) -> str:
+        """Return why a lease of another backend is not used."""
+        return f"its backend is {lease.attributes.backend_type or 'not named'}, not {self.announced}"
 
     def _misplaced(self, own: Lease, lease: Lease) -> Optional[str]:
         """Return why a lease cannot be that of another machine, by the addresses that it announces."""

@@ -1,4 +1,8 @@
-"""The host-gw backend: a plain route per machine, for machines on one link. Nothing is wrapped, nothing is slower."""
+"""The host-gw backend: a plain route per machine, for machines on one link. Nothing is wrapped, nothing is slower.
+
+A machine with vxlan gets the same route: with DirectRouting it sets the same one to us, so a network can go from one
+of these backends to the other machine by machine.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ class HostGatewayBackend(Backend):
 
     type = "host-gw"
     announced = "host-gw"
+    understood = ("vxlan",)
     plain = True
 
     def __init__(self, config: NetworkConfig, underlay: Underlay) -> None:

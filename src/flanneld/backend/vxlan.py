@@ -2,7 +2,7 @@
 
 For each other machine a route through the first address of its subnet, a neighbour entry that turns that address into
 the MAC of the machine's device, and a forwarding entry that turns the MAC into the machine. With DirectRouting a
-machine on the same link gets a plain route instead.
+machine on the same link gets a plain route instead; there one with host-gw, which sets the same routes, does as well.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class VxlanBackend(Backend):
         super().__init__(config, underlay)
         self._settings = settings(config)
         self.plain = self._settings.direct
+        self.understood = ("host-gw",) if self._settings.direct else ()
         self._macs: Dict[int, str] = {}
         self._use(self._shaped(underlay))
 
@@ -213,9 +214,12 @@ class VxlanBackend(Backend):
             machine = lease.attributes.public(version)
             if not machine:
                 return f"it announces no IPv{version} address"
-            mac = peer_mac(lease, version)
-            if mac is None:
-                return f"its data for IPv{version} holds no usable VtepMAC"
             direct = self._settings.direct and is_direct(machine, self.underlay)
-            found.append(_Peer(version, str(subnet), str(subnet.network_address), machine, mac, direct))
+            mac = peer_mac(lease, version)
+            if mac is None and lease.attributes.backend_type != self.announced:
+                if not direct:
+                    return self._other(lease)
+            elif mac is None:
+                return f"its data for IPv{version} holds no usable VtepMAC"
+            found.append(_Peer(version, str(subnet), str(subnet.network_address), machine, mac or "", direct))
         return found

@@ -135,6 +135,12 @@ def first_answer(endpoints: list[dict[str, Any]], ask: Callable[[dict[str, Any]]
     raise EtcdError(f"{'; '.join(map(str, errors))}{hint}")
 
 
+def value(endpoint: dict[str, Any], key: str) -> str | None:
+    """The text of a key, None when it does not exist."""
+    found = _call(endpoint, "/v3/kv/range", {"key": _b64(key)}).get("kvs")
+    return base64.b64decode(found[0].get("value", "")).decode() if found else None
+
+
 def write_once(
     endpoint: dict[str, Any], key: str, value: dict[str, Any], users: str, replaces: str, check: bool
 ) -> str | None:

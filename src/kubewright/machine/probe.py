@@ -20,9 +20,9 @@ def _output(*argv: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20).stdout
 
 
-def ping(address: str) -> dict[str, Any]:
-    """One echo: {address, kind, ok, milliseconds}."""
-    text = _output("ping", "-n", "-c", "1", "-W", "2", address)
+def ping(address: str, source: str = "") -> dict[str, Any]:
+    """One echo, from an address of this machine where one is named: {address, kind, ok, milliseconds}."""
+    text = _output("ping", "-n", "-c", "1", "-W", "2", *(["-I", source] if source else []), address)
     match = re.search(r"time=([0-9.]+)", text)
     return {"address": address, "kind": "ping", "ok": bool(match), "milliseconds": float(match[1]) if match else None}
 

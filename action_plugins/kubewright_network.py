@@ -1,0 +1,129 @@
+"""Another pod network on a living cluster: which way there is, and each node's step of it in its turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from kubewright import network_change, preflight, quarantine
+from kubewright.errors import UserError
+from kubewright.turnstile import Turnstile
+
+_PATIENCE_SECONDS = 300.0
+
+
+class ActionModule(ActionBase):
+    """`look` and `follow` on every node, `plan` once where etcd can be asked."""
+
+    _supports_check_mode = True
+    _requires_connection = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Dispatch to the step; every failure a user can cause is a message."""
+        super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        self._cluster = self._vars["ansible_facts"]["cluster"]
+        try:
+            step = str(self._task.args["step"])
+            if step == "look":
+                return self._module(step="look")
+            return self._plan() if step == "plan" else self._follow()
+        except UserError as error:
+            return {"failed": True, "msg": str(error)}
+        except AnsibleConnectionFailure as error:
+            return {"unreachable": True, "msg": quarantine.said(error.message)}
+
+    def _module(self, **arguments: Any) -> dict[str, Any]:
+        reply: dict[str, Any] = self._execute_module(
+            module_name="kubewright_network", module_args=arguments, task_vars=self._vars
+        )
+        return reply
+
+    def _nodes(self) -> list[network_change.Node]:
+        names = [machine["name"] for machine in self._cluster["machines"].values() if machine["is_node"]]
+        here = self._vars["ansible_play_hosts"]
+        hostvars = self._vars["hostvars"]
+        return [
+            network_change.node(name, hostvars[name].get("flannel_look") if name in here else None) for name in names
+        ]
+
+    def _plan(self) -> dict[str, Any]:
+        asked = self._task.args
+        reply = self._module(step="read", **{key: asked[key] for key in ("urls", "ca", "cert", "key", "prefix")})
+        if reply.get("failed") or reply.get("unreachable"):
+            return reply
+        before, wanted = reply["value"], asked["wanted"]
+        if before is None:
+            raise UserError(f"etcd has no {asked['prefix']}/config yet", "site.yml makes the pod network first")
+        way = network_change.steps(before, wanted)
+        nodes = self._nodes()
+        problems = network_change.refusals(before, way, nodes)
+        if problems:
+            return {"failed": True, "msg": preflight.report(problems)}
+        behind = network_change.behind(before, nodes)
+        steps = [{"config": json.loads(before), "write": False}] if behind else []
+        steps += [{"config": one, "write": True} for one in way]
+        texts = [before, *(json.dumps(one, separators=(",", ":")) for one in way)]
+        for at, step in enumerate(step for step in steps if step["write"]):
+            step["replaces"] = texts[at]
+        lines = network_change.summary(before, way, behind)
+        for line in lines:
+            Display().display(f"  {line}")
+        if self._task.check_mode and steps:
+            lines.append("a look ahead: nothing was changed")
+        fact = {
+            "steps": steps,
+            "lines": lines,
+            "addresses": {one.name: one.address for one in nodes},
+        }
+        result = {"changed": self._task.check_mode and bool(steps), "ansible_facts": {"network_change": fact}}
+        headers = dict.fromkeys(("before_header", "after_header"), f"{asked['prefix']}/config")
+        return {**result, "diff": {**headers, "before": f"{before}\n", "after": f"{texts[-1]}\n"}}
+
+    def _follow(self) -> dict[str, Any]:
+        if self._task.check_mode:
+            return {"changed": False, "skipped": True}
+        name = self._vars["inventory_hostname"]
+        directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
+        # Those that are no nodes take no turn.
+        addresses = self._vars["ansible_facts"]["network_change"]["addresses"]
+        nodes = [host for host in self._vars["ansible_play_hosts"] if host in addresses]
+        with Turnstile(directory, name, nodes) as turnstile:
+            with turnstile.turn(last=False, patience=_PATIENCE_SECONDS):
+                result = self._take_over(name)
+                turnstile.report("failed" if result.get("failed") or result.get("unreachable") else "done")
+            return result
+
+    def _take_over(self, name: str) -> dict[str, Any]:
+        asked = self._task.args
+        text = json.dumps(asked["config"])
+        state = self._module(step="look")
+        if state.get("failed") or state.get("unreachable"):
+            return state
+        running = state["status"].get("config")
+        addresses = self._vars["ansible_facts"]["network_change"]["addresses"]
+        result = self._module(
+            step="follow",
+            config=network_change.expected(text),
+            restart=running is None or network_change.must_restart(running, text),
+            others=[address for node, address in addresses.items() if node != name],
+            pods={node: address for node, address in asked["pods"].items() if node != name},
+            docker=asked["docker"],
+            timeout=asked["timeout"],
+        )
+        if result.get("failure"):
+            result.update(failed=True, msg=self._said(name, str(result["failure"])))
+        return result
+
+    def _said(self, name: str, failure: str) -> str:
+        return (
+            f"{name} does not come along: {failure}. The other nodes stay as they are, and reach each other as before. "
+            "Mend it (journalctl -u flanneld there), and the same command goes on; or set the variables back, and the "
+            "same command takes the nodes back"
+        )

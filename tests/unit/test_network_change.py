@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kubewright import network_change
+from kubewright.errors import UserError
+from kubewright.network_change import Node
+
+VXLAN, DIRECT, HOST_GW = {"Type": "vxlan"}, {"Type": "vxlan", "DirectRouting": True}, {"Type": "host-gw"}
+
+
+def config(backend: dict[str, Any], network: str = "10.244.0.0/16", length: int = 24) -> dict[str, Any]:
+    return {"Network": network, "SubnetLen": length, "Backend": backend}
+
+
+def way(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    return network_change.steps(json.dumps(before), after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "backends"),
+    [
+        (VXLAN, VXLAN, []),
+        (VXLAN, HOST_GW, [DIRECT, HOST_GW]),
+        (DIRECT, HOST_GW, [HOST_GW]),
+        (HOST_GW, VXLAN, [DIRECT, VXLAN]),
+        (HOST_GW, DIRECT, [DIRECT]),
+        (VXLAN, DIRECT, [DIRECT]),
+        (DIRECT, VXLAN, [VXLAN]),
+        (HOST_GW, {"type": "VXLAN", "VNI": 7}, [{"Type": "VXLAN", "VNI": 7, "DirectRouting": True}, None]),
+        ({"type": "vxlan", "directrouting": False, "port": 4789}, HOST_GW, [None, HOST_GW]),
+    ],
+)
+def test_the_way_from_one_backend_to_another(
+    before: dict[str, Any], after: dict[str, Any], backends: list[dict[str, Any] | None]
+) -> None:
+    found = [one["Backend"] for one in way(config(before), config(after))]
+    assert [one for one, wanted in zip(found, backends, strict=True) if wanted not in (None, one)] == []
+    if found:
+        assert found[-1] == after
+    # Each step is between backends that understand each other.
+    for one, other in zip([before, *found], found, strict=False):
+        kinds = {str({key.lower(): value for key, value in each.items()}["type"]).lower() for each in (one, other)}
+        if len(kinds) == 2:
+            vxlan = next(each for each in (one, other) if "host-gw" not in each.values())
+            assert {key.lower(): value for key, value in vxlan.items()}.get("directrouting") is True
+
+
+def test_the_settings_of_the_tunnel_stay_until_it_is_gone() -> None:
+    first, _ = way(config({"Type": "vxlan", "VNI": 7, "Port": 4789}), config(HOST_GW))
+    lowered = {key.lower(): value for key, value in first["Backend"].items()}
+    assert lowered == {"type": "vxlan", "vni": 7, "port": 4789, "directrouting": True}
+
+
+def test_a_larger_network_comes_first_and_with_the_backend_of_before() -> None:
+    larger = "10.244.0.0/15"
+    assert way(config(VXLAN), config(VXLAN, larger)) == [config(VXLAN, larger)]
+    assert way(config(VXLAN), config(HOST_GW, larger)) == [
+        config(VXLAN, larger),
+        config({"Type": "vxlan", "DirectRouting": True}, larger),
+        config(HOST_GW, larger),
+    ]
+
+
+def test_the_last_step_is_what_the_inventory_says_to_the_letter() -> None:
+    # A run of site.yml compares JSON: it must find nothing to do afterwards.
+    assert way(config({"type": "VXLAN"}), config(VXLAN)) == [config(VXLAN)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (config(VXLAN), config(VXLAN, "10.244.0.0/17"), "does not contain the present one, 10.244.0.0/16"),
+        (config(VXLAN), config(HOST_GW, "10.60.0.0/16"), "does not contain the present one"),
+        (config(VXLAN), config(VXLAN, length=25), "SubnetLen is 25 instead of 24"),
+        (config(VXLAN), config({"Type": "vxlan", "VNI": 7}), "vni of vxlan cannot be changed while pods go on"),
+        (config(VXLAN), config({"Type": "udp"}), "from vxlan to udp cannot be changed while pods go on"),
+        (config({"Type": "udp"}), config(HOST_GW), "from udp to host-gw cannot be changed"),
+        ({"Network": "nonsense"}, config(VXLAN), "cannot be used"),
+    ],
+)
+def test_ways_that_there_are_not(before: dict[str, Any], after: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        way(before, after)
+    assert network_change.hint(json.dumps(before), after) == ""
+
+
+def test_a_run_that_refuses_names_the_playbook_that_does_not() -> None:
+    assert "playbooks/ops/network.yml" in network_change.hint(json.dumps(config(VXLAN)), config(HOST_GW))
+
+
+def nodes(**changes: Any) -> list[Node]:
+    running = network_change.expected(json.dumps(config(VXLAN)))
+    first = Node("a", config=running, address="192.0.2.1", gateways={"192.0.2.2": ""})
+    second = Node("b", config=running, address="192.0.2.2", gateways={"192.0.2.1": ""})
+    return [first, Node(**{**vars(second), **changes})]
+
+
+def refused(after: dict[str, Any], found: list[Node]) -> list[str]:
+    before = json.dumps(config(VXLAN))
+    return network_change.refusals(before, network_change.steps(before, after), found)
+
+
+def test_nodes_on_one_link_may_change() -> None:
+    assert refused(config(HOST_GW), nodes()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gateways": {"192.0.2.1": "192.0.2.254"}}, "b: the way to a (192.0.2.1) leads through 192.0.2.254"),
+        ({"strict": ["net.ipv4.conf.eth0.rp_filter"]}, "sysctl -w net.ipv4.conf.eth0.rp_filter=2"),
+        ({"gateways": {"192.0.2.1": "", "192.0.2.9": ""}}, "192.0.2.9 has a lease of the pod network and is no node"),
+        ({"trouble": "the overlay is not as it should be"}, "b: the overlay is not as it should be"),
+    ],
+)
+def test_what_another_backend_would_cut_off(changes: dict[str, Any], reason: str) -> None:
+    [found] = refused(config(HOST_GW), nodes(**changes))
+    assert reason in found
+    # A larger network needs nothing but daemons that are well.
+    assert bool(refused(config(VXLAN, "10.244.0.0/15"), nodes(**changes))) == ("trouble" in changes)
+
+
+def test_direct_routing_goes_with_routers() -> None:
+    assert refused(config(DIRECT), nodes(gateways={"192.0.2.1": "192.0.2.254"})) == []
+
+
+def test_who_is_behind_after_an_interruption() -> None:
+    before = json.dumps(config(DIRECT))
+    late = nodes(config=network_change.expected(before))
+    assert network_change.behind(before, late) == ["a"]
+    assert network_change.summary(before, [config(HOST_GW)], ["a"]) == [
+        "etcd has 10.244.0.0/16, vxlan with DirectRouting",
+        "what an interrupted run has left: a take that over",
+        "then all nodes: 10.244.0.0/16, host-gw",
+    ]
+
+
+def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:
+    running = network_change.expected(json.dumps(config(VXLAN)))
+    assert network_change.must_restart(running, json.dumps(config(DIRECT)))
+    assert not network_change.must_restart(running, json.dumps(config(VXLAN, "10.244.0.0/15")))
+
+
+def test_what_a_node_says() -> None:
+    assert "all nodes must take part" in network_change.node("a", None).trouble
+    assert "it is down" in network_change.node("a", {"status": {"running": False, "reason": "it is down"}}).trouble
+    status = {"running": True, "trouble": "", "config": {}, "interface": {"announced": {"4": "192.0.2.1"}}}
+    found = network_change.node("a", {"status": status, "gateways": {}, "strict": []})
+    assert (found.trouble, found.address) == ("", "192.0.2.1")
