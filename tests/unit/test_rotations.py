@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible.plugins.action import ActionBase
-from test_certreport import NOW, of_kubelet, told
+from test_certreport import of_kubelet, told
 from test_topology import build
 
 from kubepki import reconcile, rotation, spec
@@ -44,7 +45,7 @@ class Ca:
 
     def __init__(self, path: Path) -> None:
         self.pki, self.journals = path / "pki", path / "rotations"
-        reconcile.apply(wanted(), self.pki, NOW)
+        reconcile.apply(wanted(), self.pki, datetime.now(UTC))
         self.name = "etcd"
         self.unseen: set[str] = set()
 
@@ -91,7 +92,7 @@ def test_a_ca_is_rotated_step_by_step(ca: Ca) -> None:
     assert "the step trust is not done yet" in early["msg"]
     assert ca.journal == ""
     ca.done("trust", "trusted", "issue")
-    reconcile.apply(wanted(), ca.pki, NOW)
+    reconcile.apply(wanted(), ca.pki, datetime.now(UTC))
     ca.done("issued", "drop", "end")
     assert (ca.phase, ca.journal) == (rotation.SETTLED, "")
 
@@ -106,10 +107,10 @@ def test_who_comes_between_trust_and_issue_is_confirmed_then(ca: Ca) -> None:
 
 def test_what_is_issued_between_issue_and_drop_is_confirmed_then(ca: Ca) -> None:
     ca.done("trust", "trusted", "issue")
-    reconcile.apply(wanted(), ca.pki, NOW)
+    reconcile.apply(wanted(), ca.pki, datetime.now(UTC))
     ca.done("issued")
     ca.forget("etcd@node02")
-    reconcile.apply(wanted(), ca.pki, NOW, renewal=Renewal(["etcd-peer-node01"]))
+    reconcile.apply(wanted(), ca.pki, datetime.now(UTC), renewal=Renewal(["etcd-peer-node01"]))
     # --tags drop, a week later.
     ca.done("issued", "drop", "end")
     assert ca.phase == rotation.SETTLED
@@ -127,7 +128,7 @@ def test_a_machine_that_shows_nothing_stops_it(ca: Ca) -> None:
 def test_a_directory_that_went_back_begins_anew(ca: Ca) -> None:
     ca.done("trust", "trusted")
     assert ca.journal == "issue"
-    rotation.abort(wanted(), ca.pki, "etcd", NOW)
+    rotation.abort(wanted(), ca.pki, "etcd", datetime.now(UTC))
     assert "next: trust" in ca.step("begin")["lines"][0]
     assert "the step trust is not done yet" in ca.step("issue")["msg"]
     ca.done("trust", "trusted", "issue")
