@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from ansible.plugins.action import ActionBase
 from test_certreport import of_kubelet, told
 from test_topology import build
@@ -48,15 +49,16 @@ class Ca:
         reconcile.apply(wanted(), self.pki, datetime.now(UTC))
         self.name = "etcd"
         self.unseen: set[str] = set()
+        self.spec = certificates.spec(build())
 
-    def step(self, step: str) -> dict[str, Any]:
+    def step(self, step: str, **more: Any) -> dict[str, Any]:
         files = {machine: certificates.distribution(build(), machine) for machine in MACHINES}
-        cluster = {"pki_spec": certificates.spec(build()), "pki_files": files, "api_access": {}}
+        cluster = {"pki_spec": self.spec, "pki_files": files, "api_access": {}}
         seen = {machine: {"pki_seen": {"seen": told(self.pki, machine)}} for machine in MACHINES}
         known = {machine: {} if machine in self.unseen else told for machine, told in seen.items()}
         variables = {"ansible_facts": {"cluster": cluster}, "hostvars": known, "ansible_play_hosts": list(MACHINES)}
         places = {"directory": str(self.pki), "journals": str(self.journals)}
-        return action("kubewright_rotate_ca", {"step": step, "ca": self.name, **places}, variables)
+        return action("kubewright_rotate_ca", {"step": step, "ca": self.name, **places, **more}, variables)
 
     def done(self, *steps: str) -> None:
         for step in steps:
@@ -132,6 +134,29 @@ def test_a_directory_that_went_back_begins_anew(ca: Ca) -> None:
     assert "next: trust" in ca.step("begin")["lines"][0]
     assert "the step trust is not done yet" in ca.step("issue")["msg"]
     ca.done("trust", "trusted", "issue")
+
+
+def test_a_password_may_change_during_a_rotation(ca: Ca, tmp_path: Path) -> None:
+    source = {}
+    for which in ("before", "after"):
+        (tmp_path / which).write_text(f"the word of {which}\n")
+        source[which] = f"file:{tmp_path / which}"
+    ca.spec["cas"]["etcd"]["password"] = source["before"]
+    ca.done("trust", "trusted")
+    ca.spec["cas"]["etcd"]["password"] = source["after"]
+    assert "cannot be decrypted" in ca.step("issue")["msg"]
+    assert ca.step("issue", old_password=source["before"])["changed"]
+
+
+def test_no_operation_on_certificates_restarts_the_last_api_server() -> None:
+    found = 0
+    for path in (ROOT / "playbooks/ops").glob("*.yml"):
+        if path.stem in ("hand_out", "renew") or path.stem.startswith("rotate_"):
+            for play in yaml.safe_load(path.read_text()):
+                if play.get("ansible.builtin.import_playbook") == "../master.yml":
+                    assert play["vars"] == {"master_spares_api": True}, path
+                    found += 1
+    assert found == 9
 
 
 @pytest.mark.parametrize(
