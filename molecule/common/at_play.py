@@ -1,9 +1,9 @@
 """Runs a playbook, and breaks something when one of its plays or tasks begins, however fast the machine is.
 
 `at_play.py NAME (--signal NAME | --run COMMAND) -- COMMAND...`: the signal goes to all processes of the run, as
-Ctrl-C and a power cut do; the other command is run beside it. Ends with the status of the run, 1 after a signal.
-A run that has not ended 20 s after Ctrl-C gets another one, as from a person: Ansible waits for ever when the first one
-meets a worker that is just telling something.
+Ctrl-C and a power cut do; while the other command is run, the run stands still. Ends with the status of the run, 1
+after a signal. A run that has not ended 20 s after Ctrl-C gets another one, as from a person: Ansible waits for ever
+when the first one meets a worker that is just telling something.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ def main() -> int:
                 again.daemon = True
                 again.start()
             else:
-                subprocess.run(wanted.run, shell=True, check=True, timeout=60)  # noqa: S602 - a line of the scenario
+                # Else it may have ended before the command has begun.
+                os.killpg(process.pid, signal.SIGSTOP)
+                try:
+                    subprocess.run(wanted.run, shell=True, check=True, timeout=60)  # noqa: S602 - a line of the scenario
+                finally:
+                    os.killpg(process.pid, signal.SIGCONT)
     status = process.wait(60)
     if not done:
         sys.stdout.write(f"{wanted.play} has not begun\n")
