@@ -109,7 +109,9 @@ class ActionModule(ActionBase):
 
     def _turnstile(self) -> Turnstile:
         directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
-        return Turnstile(directory, self._vars["inventory_hostname"], self._vars["ansible_play_hosts"])
+        among = self._task.args.get("among")
+        hosts = [host for host in self._vars["ansible_play_hosts"] if among is None or host in among]
+        return Turnstile(directory, self._vars["inventory_hostname"], hosts)
 
     def _require_inputs(self, found: list[dict[str, Any]]) -> None:
         for declared, finding in zip(self._declared, found, strict=True):

@@ -20,6 +20,10 @@ options:
     description: Restart running services on one machine at a time, the leader last.
     type: bool
     default: false
+  among:
+    description: The machines that do this task, where not all of the play do; nobody waits for the others.
+    type: list
+    elements: str
 author: kubewright
 """
 

@@ -136,6 +136,7 @@ class Cluster:
             "api_service_address": self.api_service_address,
             "dns_service_address": self.dns_service_address,
             "master_count": len(self.masters()),
+            "proxies": [m.name for m in self.proxies()],
             "lb_addresses": [m.address for m in self.machines if m.is_lb],
             "etcd_endpoints": [f"https://{m.address}:2379" for m in members],
             "etcd_initial_cluster": ",".join(f"{m.name}=https://{m.address}:2380" for m in members),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Machine:
         self.starts: list[str] = []
         self.reloads: list[str] = []
         self.sets: dict[str, str] = {}
+        self.reloaded = 0.0
         monkeypatch.setattr(component, "STORE", str(tmp_path / "store"))
         monkeypatch.setattr(component, "RECORDS", str(tmp_path / "records"))
         monkeypatch.setattr(generations, "BEFORE", str(tmp_path / "before"))
@@ -34,7 +36,8 @@ class Machine:
         monkeypatch.setattr(systemd, "enable", lambda _: None)
         monkeypatch.setattr(systemd, "journal", lambda *_: ["it ended"])
         monkeypatch.setattr(systemd, "restart", lambda _: self.starts.append(self.binary()))
-        monkeypatch.setattr(systemd, "reload", lambda _: self.reloads.append(self.flags.read_text()) or "")
+        monkeypatch.setattr(systemd, "reload", lambda _: self.reload())
+        monkeypatch.setattr(turnover, "_RELOAD_SECONDS", 0.1)
         monkeypatch.setattr(health, "wait", lambda *_: "it does not answer" if self.is_bad() else "")
 
     @property
@@ -48,8 +51,14 @@ class Machine:
     def binary(self) -> str:
         return self.link.read_text()
 
+    def reload(self) -> str:
+        self.reloads.append(self.flags.read_text())
+        self.reloaded = time.monotonic()
+        return ""
+
     def is_bad(self) -> bool:
-        return "bad" in self.binary() + self.flags.read_text()
+        # What was there before a reload answers a little longer.
+        return time.monotonic() > self.reloaded + 0.05 and "bad" in self.binary() + self.flags.read_text()
 
     def bring(self, version: str, flags: str, content: str = "", **more: Any) -> dict[str, Any]:
         """What the engine answers for this version of the service and these flags."""

@@ -73,6 +73,12 @@ def test_the_documents_cluster() -> None:
     assert not facts["machines"]["master01"]["is_node"]
 
 
+def test_who_has_a_proxy() -> None:
+    assert build().facts()["proxies"] == []
+    assert build_ha().facts()["proxies"] == ["lb01", "lb02"]
+    assert build_ha(lb=False).facts()["proxies"] == ["node01", "node02"]
+
+
 def test_machines_in_front_have_the_virtual_address_and_nothing_else() -> None:
     cluster = build_ha()
     facts = cluster.facts()

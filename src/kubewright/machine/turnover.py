@@ -16,6 +16,8 @@ from typing import Any
 from . import component, docker, etcd, files, generations, health, placed, systemd
 
 _CHECK_SECONDS = 20
+# A reload is a signal: until it is taken over, what was there before answers for it.
+_RELOAD_SECONDS = 2.0
 # For a peer that is just being started.
 _PEER_SECONDS = 20.0
 _PEER_POLL_SECONDS = 1.0
@@ -43,6 +45,7 @@ def _restart(declared: dict[str, Any], record: dict[str, Any], *, reload: bool =
     reason = ""
     if reload:
         reason = systemd.reload(unit)
+        time.sleep(_RELOAD_SECONDS)
     else:
         systemd.restart(unit)
     reason = reason or health.wait(unit, declared["health"]["checks"], float(declared["health"]["timeout"]))
