@@ -156,13 +156,14 @@ class ActionModule(ActionBase):
 
     def _remains(self) -> dict[str, Any]:
         args = self._args
+        directory = self._make_tmp_path()
+        self._connection._shell.tmpdir = directory
         # Through which the snapshot would come.
-        transfer = self._make_tmp_path()
-        self._connection._shell.tmpdir = transfer
+        transfer = str(Path(directory).parent)
         try:
             found = self._ask("remains", data=args["data"], url=args["url"], staging=args["staging"], transfer=transfer)
         finally:
-            self._remove_tmp_path(transfer)
+            self._remove_tmp_path(directory)
         return {"changed": False, "result": found}
 
     def _member(self) -> dict[str, Any]:
