@@ -10,7 +10,7 @@ import pytest
 
 _CODE = """
 import subprocess, sys
-from kubewright.machine import removal, rules
+from kubewright.machine import places, removal, rules
 
 def sh(text):
     subprocess.run(["sh", "-ec", text], check=True)
@@ -36,7 +36,7 @@ for program in rules.programs():
         {program} -A FOREIGN -j CNI-FORWARD
     ''')
     for name in ("kube-proxy", "kubelet", "docker"):
-        rules.remove(program, *removal.Removal([name], removal.Options())._rule_tests(name, {}))
+        rules.remove(program, *removal.Removal([name], places.Options())._rule_tests(name, {}))
     assert listed(program) == before, (program, listed(program), before)
     rules.remove(program, lambda _: False, lambda _: False)
     print(program)
