@@ -66,7 +66,7 @@ class ActionModule(ActionBase):
         problems = network_change.refusals(before, way, nodes)
         if problems:
             return {"failed": True, "msg": preflight.report(problems)}
-        behind = network_change.behind(before, nodes)
+        behind = network_change.behind(before, way, nodes)
         steps = [{"config": json.loads(before), "write": False}] if behind else []
         steps += [{"config": one, "write": True} for one in way]
         texts = [before, *(json.dumps(one, separators=(",", ":")) for one in way)]
@@ -108,12 +108,15 @@ class ActionModule(ActionBase):
             return state
         running = state["status"].get("config")
         addresses = self._vars["ansible_facts"]["network_change"]["addresses"]
+        wanted = network_change.expected(text)
+        # A node with nothing to take over does not judge: another one, whose turn comes later, may be at fault.
+        pods = asked["pods"] if running != wanted else {}
         result = self._module(
             step="follow",
-            config=network_change.expected(text),
+            config=wanted,
             restart=running is None or network_change.must_restart(running, text),
             others=[address for node, address in addresses.items() if node != name],
-            pods={node: address for node, address in asked["pods"].items() if node != name},
+            pods={node: address for node, address in pods.items() if node != name},
             docker=asked["docker"],
             timeout=asked["timeout"],
         )

@@ -165,10 +165,16 @@ def refusals(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node
     return found
 
 
-def behind(before: str, nodes: Sequence[Node]) -> list[str]:
-    """Nodes whose flanneld does not run with what etcd has: an earlier change was interrupted."""
+def behind(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]) -> list[str]:
+    """Nodes that first have to run with what etcd has: an earlier change was interrupted.
+
+    None when all of them run with the next step already: the change is taken back, perhaps because it does not work.
+    """
     wanted = expected(before)
-    return [one.name for one in nodes if one.config != wanted]
+    late = [one for one in nodes if one.config != wanted]
+    if way and all(one.config == expected(json.dumps(way[0])) for one in late):
+        return []
+    return [one.name for one in late]
 
 
 def summary(before: str, way: Sequence[Mapping[str, Any]], late: Sequence[str]) -> list[str]:

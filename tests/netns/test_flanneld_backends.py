@@ -13,6 +13,9 @@ import pytest
 from flannel_lab import Machine, Network, every_pair_pings, until
 from interpreters import supported
 
+from kubewright import network_change
+from kubewright.machine import podnet
+
 Networks = Callable[[dict[str, Any]], Network]
 VXLAN = {"Type": "vxlan"}
 HOST_GW = {"Type": "host-gw"}
@@ -83,6 +86,13 @@ def test_vxlan_with_direct_routing(network: Networks) -> None:
     every_pair_pings([one, two, far])
 
 
+def status_of(machine: Machine) -> dict[str, Any]:
+    """What a run of network.yml reads there."""
+    command = [machine.python, str(machine.lab.pyz), "status", "-json", f"-subnet-file={machine.subnet_file}"]
+    found: dict[str, Any] = json.loads(machine.exec(*command, check=False))
+    return found
+
+
 def test_from_vxlan_to_host_gw_and_back_machine_by_machine(network: Networks) -> None:
     """By way of DirectRouting no packet is lost, whoever has which of two neighbouring backends."""
     direct = {**VXLAN, "DirectRouting": True}
@@ -101,11 +111,15 @@ def test_from_vxlan_to_host_gw_and_back_machine_by_machine(network: Networks) ->
     ]
     try:
         for backend in (direct, HOST_GW, direct, VXLAN):
-            net.configure({"Network": "10.79.0.0/16", "Backend": backend})
+            config = {"Network": "10.79.0.0/16", "Backend": backend}
+            net.configure(config)
+            wanted = network_change.expected(json.dumps(config))
             for machine in machines:
+                others = [peer.address for peer in machines if peer is not machine]
+                assert "the configuration of before" in podnet.missing(status_of(machine), wanted, others)
                 machine.stop()
                 machine.start()
-                acquainted(machines)
+                until(5, lambda m=machine, w=wanted, o=others: not podnet.missing(status_of(m), w, o), machine.log)
                 every_pair_pings(machines)
             if backend is HOST_GW:
                 assert "flannel.1" not in one.ip("link")

@@ -131,12 +131,20 @@ def test_direct_routing_goes_with_routers() -> None:
 def test_who_is_behind_after_an_interruption() -> None:
     before = json.dumps(config(DIRECT))
     late = nodes(config=network_change.expected(before))
-    assert network_change.behind(before, late) == ["a"]
+    assert network_change.behind(before, [], late) == ["a"]
+    assert network_change.behind(before, [config(HOST_GW)], late) == ["a"]
     assert network_change.summary(before, [config(HOST_GW)], ["a"]) == [
         "etcd has 10.244.0.0/16, vxlan with DirectRouting",
         "what an interrupted run has left: a take that over",
         "then all nodes: 10.244.0.0/16, host-gw",
     ]
+
+
+def test_a_change_that_is_taken_back_goes_no_further_first() -> None:
+    # Both nodes with DirectRouting might be what does not work there.
+    before = json.dumps(config(DIRECT))
+    late = nodes(config=network_change.expected(before))
+    assert network_change.behind(before, [config(VXLAN)], late) == []
 
 
 def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:
