@@ -34,6 +34,17 @@ _LOST = "this run stops, for its lock was taken over by "
 _CHECKS, _OBTAINS = "kubewright_preflight", "kubewright_artifacts"
 
 
+def _rescued(task: Any) -> bool:
+    """Whether a block around the task has a rescue for its failure."""
+    inner, around = task, task._parent  # noqa: SLF001 -- there is no other way
+    while around is not None:
+        inside = {one._uuid for one in getattr(around, "block", ())}  # noqa: SLF001
+        if getattr(around, "rescue", None) and inner._uuid in inside:  # noqa: SLF001
+            return True
+        inner, around = around, around._parent  # noqa: SLF001
+    return False
+
+
 def _name(task: Any) -> str:
     return str(task.get_name()).rpartition(" : ")[2]
 
@@ -54,6 +65,9 @@ class CallbackModule(CallbackBase):
         self._stages: dict[str, float] = {}
         self._tasks: list[dict[str, Any]] = []
         self._play: tuple[str, float] | None = None
+        self._fatal = False
+        self._ended_by = ""
+        self._not_begun: list[str] = []
         self._task: tuple[str, float] | None = None
         self._hosts: dict[str, dict[str, int]] = {}
         self._versions = {"ansible": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
@@ -98,8 +112,17 @@ class CallbackModule(CallbackBase):
         self._concluded = False
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """A play is a stage."""
+        """A play is a stage. After one that ends the run has failed, none has tasks any more.
+
+        Ansible only ends a run when all machines of the play have failed just now, and goes on with the next play when
+        one of them was lost before.
+        """
         self._close_play()
+        if self._ended_by:
+            self._not_begun.append(play.get_name())
+            play.pre_tasks, play.roles, play.tasks, play.post_tasks, play.handlers = [], [], [], [], []
+            return
+        self._fatal = bool(play.any_errors_fatal)
         self._manager = play.get_variable_manager()
         self._reads_only = bool(play.vars.get("preflight_reads_only"))
         self._play = (play.get_name(), time.monotonic())
@@ -158,11 +181,17 @@ class CallbackModule(CallbackBase):
         """Which machine failed, in which task, why."""
         if not ignore_errors:
             self._failed.append(self._told(result))
+            self._ends(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Which machine is left out from here on."""
         if not result.task.ignore_unreachable:
             self._left_out.append(self._told(result))
+            self._ends(result)
+
+    def _ends(self, result: Any) -> None:
+        if self._fatal and self._play and not _rescued(result.task):
+            self._ended_by = self._play[0]
 
     def _told(self, result: Any) -> dict[str, str]:
         return {
@@ -212,6 +241,9 @@ class CallbackModule(CallbackBase):
         for name, seconds in self._stages.items():
             self._display.display(f"{name.ljust(width)}  {seconds:6.1f} s")
         self._display.display(f"{'total'.ljust(width)}  {record['seconds']:6.1f} s")
+        if self._not_begun:
+            what = ", ".join(dict.fromkeys(self._not_begun))
+            self._display.display(f"not begun, because {self._ended_by} failed: {what}", color="bright red")
         if not self._inventory:
             return
         for line in journal.closing(record):
