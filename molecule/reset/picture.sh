@@ -23,5 +23,5 @@ findmnt -rno TARGET,FSTYPE | grep -vE '^/(proc|run/(user|host))' | sort | sed 's
 sysctl -a 2>/dev/null | grep -E '^(kernel\.(panic|keys)|vm\.(overcommit|panic|swappiness|max_map)|net\.ipv4\.(ip_forward|vs\.))' | sed 's/^/sysctl /'
 sysctl -a 2>/dev/null | grep -E '^net\.(ipv4\.conf\.(all|default)\.(forwarding|route_localnet)|bridge|netfilter\.nf_conntrack_(max|tcp_timeout_(est|close_w)))' \
   | sed 's/^/sysctl /'
-ps -eo comm= | grep -vE '^(sh|ps|sort|grep|sed|awk|find|python3|bash|sftp-server|sshd|sudo|systemd-hostnam|\(sd-pam\))$' | sort -u | sed 's/^/process /'
+ps -eo comm= | grep -vE '^(sh|ps|sort|grep|sed|awk|find|python3|bash|sftp-server|sshd|sudo|systemd-hostnam|\(sd-pam\)|\(udev-worker\))$' | sort -u | sed 's/^/process /'
 hostname | sed 's/^/name /'

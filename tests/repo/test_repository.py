@@ -55,10 +55,10 @@ def test_machine_code_stays_within_the_standard_library() -> None:
 
 def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "test"))
-    seen = []
+    seen = {}
 
-    def run(*_: object) -> str:
-        seen.append(os.environ["KUBEWRIGHT_CACHE"])
+    def run(title: str, *_: object, **_options: bool) -> str:
+        seen[title] = os.environ["KUBEWRIGHT_CACHE"]
         return ""
 
     monkeypatch.setenv("KUBEWRIGHT_CACHE", "build/cache")
@@ -67,7 +67,8 @@ def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(main.__globals__, "run", run)
     monkeypatch.setitem(main.__globals__, "SUITES", [])
     assert main() == 0
-    assert set(seen) == {str(ROOT / "build" / "cache")}
+    assert set(seen.values()) == {str(ROOT / "build" / "cache")}
+    assert set(seen) >= {f"scenario {name}" for name in script["SCENARIOS"]}
 
 
 def run_suite(script: dict[str, Any], path: Path) -> None:
