@@ -41,7 +41,9 @@ def _rescued(task: Any) -> bool:
         inside = {one._uuid for one in getattr(around, "block", ())}  # noqa: SLF001
         if getattr(around, "rescue", None) and inner._uuid in inside:  # noqa: SLF001
             return True
-        inner, around = around, around._parent  # noqa: SLF001
+        # Of what was imported, the block has the tasks and not the import.
+        inner = inner if getattr(around, "statically_loaded", False) else around
+        around = around._parent  # noqa: SLF001
     return False
 
 
@@ -232,6 +234,7 @@ class CallbackModule(CallbackBase):
             "changed": self._changed,
             "failed": self._failed,
             "left_out": self._left_out,
+            "not_begun": self._not_begun,
         }
 
     def _conclude(self, result: str) -> None:

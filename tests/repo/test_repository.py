@@ -57,7 +57,7 @@ def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyP
     script = runpy.run_path(str(ROOT / "scripts" / "test"))
     seen = {}
 
-    def run(title: str, *_: object, **_options: bool) -> str:
+    def run(title: str, *_: object) -> str:
         seen[title] = os.environ["KUBEWRIGHT_CACHE"]
         return ""
 

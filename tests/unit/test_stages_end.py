@@ -6,6 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = """\
 all:
@@ -25,7 +27,9 @@ PLAYS = """\
   any_errors_fatal: %(fatal)s
   tasks:
     - name: Guarded
-      block: [{name: A step, ansible.builtin.command: "%(guarded)s"}]
+      block:
+        - {name: A step, ansible.builtin.command: "%(guarded)s"}
+        - {name: More, ansible.builtin.import_tasks: more.yml}
       rescue: [{name: What helps, ansible.builtin.command: "true"}]
     - {name: A member, ansible.builtin.command: "%(plain)s", when: inventory_hostname == 'm1'}
 - name: Nodes
@@ -35,9 +39,14 @@ PLAYS = """\
 """
 
 
+MORE = '- {name: An imported step, ansible.builtin.command: "%(imported)s"}\n'
+
+
 def run(directory: Path, **commands: str) -> subprocess.CompletedProcess[str]:
     (directory / "hosts.yml").write_text(INVENTORY)
-    (directory / "plays.yml").write_text(PLAYS % {"fatal": "true", "guarded": "true", "plain": "true", **commands})
+    wanted = {"fatal": "true", "guarded": "true", "imported": "true", "plain": "true", **commands}
+    (directory / "plays.yml").write_text(PLAYS % wanted)
+    (directory / "more.yml").write_text(MORE % wanted)
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PYTHONPATH": str(ROOT / "src")}
     return subprocess.run(
         ["ansible-playbook", str(directory / "plays.yml"), "-i", str(directory / "hosts.yml")],
@@ -64,7 +73,8 @@ def test_a_stage_of_machines_for_themselves_ends_nothing(tmp_path: Path) -> None
     assert "changed: [n1]" in done.stdout
 
 
-def test_what_was_rescued_or_lost_before_ends_nothing(tmp_path: Path) -> None:
-    done = run(tmp_path, guarded="false")
+@pytest.mark.parametrize("step", ["guarded", "imported"])
+def test_what_was_rescued_or_lost_before_ends_nothing(tmp_path: Path, step: str) -> None:
+    done = run(tmp_path, **{step: "false"})
     assert "TASK [What helps]" in done.stdout
     assert "changed: [n1]" in done.stdout
