@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible import constants
 from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -19,7 +20,7 @@ _PATIENCE_SECONDS = 300.0
 
 
 class ActionModule(ActionBase):
-    """`look` and `follow` on every node, `plan` once where etcd can be asked."""
+    """`look` and `follow` on every node, `plan` once where etcd can be asked, `present` before each step."""
 
     _supports_check_mode = True
     _requires_connection = True
@@ -33,7 +34,8 @@ class ActionModule(ActionBase):
             step = str(self._task.args["step"])
             if step == "look":
                 return self._module(step="look")
-            return self._plan() if step == "plan" else self._follow()
+            steps = {"plan": self._plan, "present": self._present, "follow": self._follow}
+            return steps[step]()
         except UserError as error:
             return {"failed": True, "msg": str(error)}
         except AnsibleConnectionFailure as error:
@@ -63,7 +65,8 @@ class ActionModule(ActionBase):
             raise UserError(f"etcd has no {asked['prefix']}/config yet", "site.yml makes the pod network first")
         way = network_change.steps(before, wanted)
         nodes = self._nodes()
-        problems = network_change.refusals(before, way, nodes)
+        ends_pods = self._cluster["network_mode"] == "docker" and not boolean(asked["live_restore"])
+        problems = network_change.refusals(before, way, nodes, ends_pods=ends_pods)
         if problems:
             return {"failed": True, "msg": preflight.report(problems)}
         behind = network_change.behind(before, way, nodes)
@@ -72,7 +75,8 @@ class ActionModule(ActionBase):
         texts = [before, *(json.dumps(one, separators=(",", ":")) for one in way)]
         for at, step in enumerate(step for step in steps if step["write"]):
             step["replaces"] = texts[at]
-        lines = network_change.summary(before, way, behind)
+        helped = network_change.cut_off(before, way, nodes)
+        lines = network_change.summary(before, way, behind, helped)
         for line in lines:
             Display().display(f"  {line}")
         if self._task.check_mode and steps:
@@ -81,10 +85,19 @@ class ActionModule(ActionBase):
             "steps": steps,
             "lines": lines,
             "addresses": {one.name: one.address for one in nodes},
+            "cut_off": helped,
+            # Where a node is cut off there is no test pod, and nothing but loss to be measured.
+            "pings": bool(steps) and not helped,
         }
         result = {"changed": self._task.check_mode and bool(steps), "ansible_facts": {"network_change": fact}}
         headers = dict.fromkeys(("before_header", "after_header"), f"{asked['prefix']}/config")
         return {**result, "diff": {**headers, "before": f"{before}\n", "after": f"{texts[-1]}\n"}}
+
+    def _present(self) -> dict[str, Any]:
+        reason = network_change.lost(
+            self._vars["ansible_facts"]["network_change"]["addresses"], self._vars["ansible_play_hosts"]
+        )
+        return {"changed": False, "failed": bool(reason), "msg": reason}
 
     def _follow(self) -> dict[str, Any]:
         if self._task.check_mode:
@@ -107,7 +120,8 @@ class ActionModule(ActionBase):
         if state.get("failed") or state.get("unreachable"):
             return state
         running = state["status"].get("config")
-        addresses = self._vars["ansible_facts"]["network_change"]["addresses"]
+        plan = self._vars["ansible_facts"]["network_change"]
+        others = {node: address for node, address in plan["addresses"].items() if node not in (name, *plan["cut_off"])}
         wanted = network_change.expected(text)
         # A node with nothing to take over does not judge: another one, whose turn comes later, may be at fault.
         pods = asked["pods"] if running != wanted else {}
@@ -115,7 +129,7 @@ class ActionModule(ActionBase):
             step="follow",
             config=wanted,
             restart=running is None or network_change.must_restart(running, text),
-            others=[address for node, address in addresses.items() if node != name],
+            others=list(others.values()),
             pods={node: address for node, address in pods.items() if node != name},
             docker=asked["docker"],
             timeout=asked["timeout"],
@@ -126,7 +140,7 @@ class ActionModule(ActionBase):
 
     def _said(self, name: str, failure: str) -> str:
         return (
-            f"{name} does not come along: {failure}. The other nodes stay as they are, and reach each other as before. "
-            "Mend it (journalctl -u flanneld there), and the same command goes on; or set the variables back, and the "
-            "same command takes the nodes back"
+            f"{name} does not come along: {failure}. The other nodes stay as they are, and reach each other as before; "
+            f"the pods on {name} may be cut off until this is mended. Mend it (journalctl -u flanneld there), and the "
+            "same command goes on; or set flannel_backend back, and the same command takes the nodes back"
         )

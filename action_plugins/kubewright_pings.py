@@ -35,8 +35,11 @@ class ActionModule(ActionBase):
     def _begin(self, partners: dict[str, list[str]]) -> dict[str, Any]:
         for name, others in partners.items():
             output = self._exec(name, network_pings.begin([self._pods["pods"][other] for other in others]))
-            if f"begun {len(others)}" not in output:
-                raise UserError(f"the test pod on {name} does not begin to ping: {output.strip()}")
+            if network_pings.READY not in output:
+                raise UserError(
+                    f"the test pod on {name} does not begin to ping: {output.strip()}",
+                    "ping of verify_image must be busybox's, with fractions of seconds for -i, as that of the default",
+                )
         return {"changed": False}
 
     def _end(self, partners: dict[str, list[str]]) -> dict[str, Any]:
@@ -47,7 +50,7 @@ class ActionModule(ActionBase):
             found = network_pings.read(name, output, names)
             pairs += found
             unknown += [f"{name} > {other}" for other in others if other not in {one.target for one in found}]
-        lines = network_pings.lines(pairs)
+        lines = network_pings.lines(pairs) if partners else ["one node: nobody to ping"]
         if unknown:
             lines.append(f"of {', '.join(unknown)} nothing is known: their test pods are gone")
         for line in lines:

@@ -6,14 +6,15 @@ module: kubewright_network
 short_description: Takes flanneld on a living cluster over to another network configuration
 description:
   - C(look) tells what a node runs with. C(plan) is done once on a machine that reaches etcd, finds the way from what
-    etcd holds to O(wanted), refuses what would cut pods off, and gives the fact C(network_change). C(follow) has
-    flanneld run with O(config), one node after the other, and waits until the pods of the other nodes answer.
+    etcd holds to O(wanted), refuses what would cut pods off, and gives the fact C(network_change). C(present) refuses
+    to begin a step when a node of the plan is not in the play any more. C(follow) has flanneld run with O(config), one
+    node after the other, and waits until the pods of the other nodes answer.
   - Runs together with the action plugin of the same name.
 options:
   step:
     description: What is to be done. C(read) is the action plugin's own.
     type: str
-    choices: [look, plan, read, follow]
+    choices: [look, plan, present, read, follow]
     required: true
   urls:
     description: URLs of etcd members; the first one that answers is asked.
@@ -36,6 +37,10 @@ options:
     description: The configuration that the inventory asks for.
     type: dict
     default: {}
+  live_restore:
+    description: Whether containers go on while docker restarts.
+    type: bool
+    default: true
   config:
     description: The configuration that flanneld is to run with.
     type: dict
@@ -77,7 +82,7 @@ status:
   type: dict
   returned: step is look
 ansible_facts:
-  description: The fact C(network_change), with C(steps), C(lines) and C(addresses).
+  description: The fact C(network_change), with C(steps), C(lines), C(addresses), C(cut_off) and C(pings).
   type: dict
   returned: step is plan
 restarted:
@@ -93,13 +98,14 @@ from ansible.module_utils.kubewright.machine import etcd, podnet
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "step": {"type": "str", "choices": ["look", "plan", "read", "follow"], "required": True},
+            "step": {"type": "str", "choices": ["look", "plan", "present", "read", "follow"], "required": True},
             "urls": {"type": "list", "elements": "str", "default": []},
             "ca": {"type": "path"},
             "cert": {"type": "path"},
             "key": {"type": "path", "no_log": False},
             "prefix": {"type": "str"},
             "wanted": {"type": "dict", "default": {}},
+            "live_restore": {"type": "bool", "default": True},
             "config": {"type": "dict", "default": {}},
             "restart": {"type": "bool", "default": False},
             "others": {"type": "list", "elements": "str", "default": []},

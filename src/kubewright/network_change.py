@@ -8,7 +8,7 @@ and understand each other, so the way from one to the other leads by these two. 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ from kubewright.errors import UserError
 
 _DIRECT = "directrouting"
 _PLAYBOOK = "playbooks/ops/network.yml"
+_ALL = "all nodes must take part, so no --limit, and all of them reachable"
 
 
 @dataclass(frozen=True)
 class Node:
     """What a node says. `name`: of the machine; `trouble`: why flanneld cannot be asked or is not ready, else empty.
 
+    asked: whether the run has an answer of the machine.
     config: what its flanneld runs, as `expected` gives it. address: the one that it announces to the others. gateways:
     address of another node -> the gateway on the way there, empty for none. strict: settings of the kernel by which
     packets are dropped that come another way than the answer goes.
@@ -37,14 +39,13 @@ class Node:
     address: str = ""
     gateways: Mapping[str, str] | None = None
     strict: Sequence[str] = ()
+    asked: bool = True
 
 
 def node(name: str, answer: Mapping[str, Any] | None) -> Node:
     """A node from what module kubewright_network found there, None when the run has no answer of it."""
     if answer is None or "status" not in answer:
-        return Node(
-            name, "this run has not asked it: all nodes must take part, so no --limit, and all of them reachable"
-        )
+        return Node(name, f"this run has not asked it: {_ALL}", asked=False)
     status = answer["status"]
     if not status.get("running"):
         return Node(name, f"flanneld does not run there: {status.get('reason') or 'it gives no answer'}")
@@ -133,13 +134,30 @@ def _direct(backend: Mapping[str, Any]) -> dict[str, Any]:
     return {"Type": kind, **{key: value for key, value in kept.items() if key.lower() != "type"}, "DirectRouting": True}
 
 
-def refusals(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]) -> list[str]:
-    """Why the cluster must not go this way now, all of it; empty when it may."""
-    found = [f"{one.name}: {one.trouble}" for one in nodes if one.trouble]
+def lost(planned: Collection[str], here: Collection[str]) -> str:
+    """Why a step must not begin when of the nodes of the plan only `here` are left, empty when all are."""
+    gone = sorted(set(planned) - set(here))
+    return f"{', '.join(gone)}: this run has lost it: {_ALL}; the next step would cut off its pods" if gone else ""
+
+
+def refusals(
+    before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node], *, ends_pods: bool = False
+) -> list[str]:
+    """Why the cluster must not go this way now, all of it; empty when it may.
+
+    ends_pods: a restart of flanneld ends the pods of its node.
+    """
+    helped = cut_off(before, way, nodes)
+    found = [f"{one.name}: {one.trouble}" for one in nodes if one.trouble and one.name not in helped]
     texts = [before, *(json.dumps(one) for one in way)]
     backends = [parse_config(text).backend for text in texts]
     if all(one == backends[0] for one in backends):
         return found
+    if ends_pods:
+        found.append(
+            "flannel_backend: flanneld restarts docker along (network_mode docker), which ends all pods of a node "
+            "without docker_live_restore; set it to true and run site.yml --tags docker first"
+        )
     ours = {one.address: one.name for one in nodes}
     if any(one["type"].lower() == "host-gw" for one in backends):
         found += [
@@ -169,22 +187,39 @@ def behind(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node])
     """Nodes that first have to run with what etcd has: an earlier change was interrupted.
 
     None when all of them run with the next step already: the change is taken back, perhaps because it does not work.
+    Not those in trouble: what etcd has may be the reason.
     """
     wanted = expected(before)
-    late = [one for one in nodes if one.config != wanted]
+    late = [one for one in nodes if one.config != wanted and not one.trouble]
     if way and all(one.config == expected(json.dumps(way[0])) for one in late):
         return []
     return [one.name for one in late]
 
 
-def summary(before: str, way: Sequence[Mapping[str, Any]], late: Sequence[str]) -> list[str]:
-    """The way for people. `late`: nodes that first take over what etcd has."""
+def cut_off(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]) -> list[str]:
+    """Nodes in trouble that this way helps: a change is taken back, to what ready nodes have never left."""
+    known = [expected(before), *(expected(json.dumps(one)) for one in way[:1])]
+    ready = [one.config for one in nodes if not one.trouble]
+    if not way or known[1] not in ready or any(config not in known for config in ready):
+        return []
+    return [one.name for one in nodes if one.trouble and one.asked]
+
+
+def summary(
+    before: str, way: Sequence[Mapping[str, Any]], late: Sequence[str], helped: Sequence[str] = ()
+) -> list[str]:
+    """The way for people. `late`: nodes that first take over what etcd has; `helped`: as `cut_off` gives them."""
     known = json.loads(before)
     if not way and not late:
         return [f"{_told(known)}: nothing is to be changed"]
     found = [f"etcd has {_told(known)}"]
     if late:
         found.append(f"what an interrupted run has left: {', '.join(late)} take that over")
+    if helped:
+        found.append(
+            f"taken back because of {', '.join(helped)}, whose pods may be cut off: without pings, so run "
+            "playbooks/verify.yml afterwards"
+        )
     return found + [f"then all nodes: {_told(one)}" for one in way]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 INTERVAL = 0.2
 """Seconds between two requests of a pair."""
+READY = "they ping"
 # Three hours: a run that was killed leaves nothing for ever. Below 65536, where the numbers of requests begin anew.
 _MOST = 54000
 # In large clusters a pod pings the next ones only, in a ring.
@@ -32,17 +33,26 @@ class Pair:
 
 
 def partners(pods: Sequence[str]) -> dict[str, list[str]]:
-    """Node -> nodes whose pods that node's pod pings: all others, in large clusters the next ones in a ring."""
+    """Node -> nodes whose pods that node's pod pings: all others, in large clusters the next ones in a ring.
+
+    A single pod pings nobody.
+    """
+    if len(pods) < 2:
+        return {}
     count = min(len(pods) - 1, _PARTNERS)
     return {name: [pods[(at + step) % len(pods)] for step in range(1, count + 1)] for at, name in enumerate(pods)}
 
 
 def begin(addresses: Sequence[str]) -> str:
-    """A POSIX shell script that begins to ping, and returns."""
+    """A POSIX shell script that begins to ping, and returns: it prints READY when all of them ping and can be read."""
     runs = "; ".join(
         f"ping -i {INTERVAL} -c {_MOST} -W 1 {one} >/tmp/pings.{one} 2>&1 & echo $! >>/tmp/pings" for one in addresses
     )
-    return f"rm -f /tmp/pings*; {runs}; echo begun $(wc -l </tmp/pings)"
+    # The own address: who of the others answers now is not the question.
+    probe = f"ping -i {INTERVAL} -c 2 -W 1 127.0.0.1 2>&1"
+    begun = f"rm -f /tmp/pings*; {probe} | grep -q ' seq=1 ' || {{ {probe}; exit 1; }}; {runs}; sleep 1"
+    alive = "for one in $(cat /tmp/pings); do kill -0 $one 2>/dev/null || { cat /tmp/pings.*; exit 1; }; done"
+    return f"{begun}; {alive}; echo {READY}"
 
 
 # Of the output of ping: requests, answers, the most requests in a row without an answer, and the last one answered,

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from kubewright import network_change
 from kubewright.errors import UserError
 from kubewright.network_change import Node
 
+ROOT = Path(__file__).resolve().parents[2]
 VXLAN, DIRECT, HOST_GW = {"Type": "vxlan"}, {"Type": "vxlan", "DirectRouting": True}, {"Type": "host-gw"}
 
 
@@ -145,6 +150,85 @@ def test_a_change_that_is_taken_back_goes_no_further_first() -> None:
     before = json.dumps(config(DIRECT))
     late = nodes(config=network_change.expected(before))
     assert network_change.behind(before, [config(VXLAN)], late) == []
+
+
+@pytest.mark.parametrize("config_of_it", [None, config(DIRECT)])
+def test_a_node_that_the_change_has_broken_does_not_keep_it_from_being_taken_back(
+    config_of_it: dict[str, Any] | None,
+) -> None:
+    before = json.dumps(config(DIRECT))
+    running = config_of_it and network_change.expected(before)
+    broken = nodes(trouble="it does not come up", config=running, address="", gateways=None)
+    back, forward = [config(VXLAN)], [config(HOST_GW)]
+    assert network_change.cut_off(before, back, broken) == ["b"]
+    assert network_change.refusals(before, back, broken) == []
+    assert network_change.behind(before, back, broken) == []
+    assert "taken back because of b" in network_change.summary(before, back, [], ["b"])[1]
+    # Not forward, nor where the others never ran anything else, nor for one that was not asked.
+    assert network_change.refusals(before, forward, broken) == ["b: it does not come up"]
+    assert refused(config(HOST_GW), broken) == ["b: it does not come up"]
+    unasked = [broken[0], network_change.node("b", None)]
+    assert network_change.cut_off(before, back, unasked) == []
+    # One that has come along before the other one did not is taken back as well.
+    along = Node("c", config=network_change.expected(before), address="192.0.2.3")
+    assert network_change.cut_off(before, back, [along, *broken]) == ["b"]
+    assert network_change.cut_off(before, back, [along, broken[1]]) == []
+
+
+def test_docker_without_live_restore_ends_pods_at_a_restart_only() -> None:
+    def found(after: dict[str, Any]) -> list[str]:
+        before = json.dumps(config(VXLAN))
+        return network_change.refusals(before, network_change.steps(before, after), nodes(), ends_pods=True)
+
+    assert "docker_live_restore" in found(config(HOST_GW))[0]
+    assert found(config(VXLAN, "10.244.0.0/15")) == []
+
+
+def network_action(arguments: dict[str, Any], here: list[str], **plan: Any) -> tuple[dict[str, Any], list[Any]]:
+    """What the action returns on machine a, and what it asked of the module there."""
+    path = ROOT / "action_plugins/kubewright_network.py"
+    found = importlib.util.spec_from_file_location("network_action", path)
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    task = SimpleNamespace(args=arguments, check_mode=False, diff=False, async_val=0, delegate_to=None, _uuid="network")
+    connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/nowhere"))
+    plugin = module.ActionModule(task, connection, SimpleNamespace(), None, None, None)
+    asked: list[Any] = []
+
+    def execute(module_args: dict[str, Any], **_: Any) -> dict[str, Any]:
+        asked.append(module_args)
+        return {"status": {"config": None}} if module_args["step"] == "look" else {"failure": ""}
+
+    plugin._execute_module = execute
+    addresses = {"a": "192.0.2.1", "b": "192.0.2.2", "c": ""}
+    facts = {"cluster": {}, "network_change": {"addresses": addresses, "cut_off": [], **plan}}
+    variables = {"ansible_facts": facts, "ansible_play_hosts": here, "inventory_hostname": "a"}
+    return plugin.run(None, variables), asked
+
+
+def test_no_step_begins_without_a_node_of_the_plan() -> None:
+    assert not network_action({"step": "present"}, ["m", "a", "b", "c"])[0]["failed"]
+    result, _ = network_action({"step": "present"}, ["m", "a", "c"])
+    assert result["failed"]
+    assert result["msg"].startswith("b: this run has lost it")
+    tasks = yaml.safe_load((ROOT / "roles/flannel/tasks/change.yml").read_text())
+    assert tasks[0]["kubewright_network"] == {"step": "present"}, "before etcd is written"
+
+
+def test_a_node_that_fails_before_the_steps_ends_the_run() -> None:
+    plays = yaml.safe_load((ROOT / "playbooks/ops/network.yml").read_text())
+    assert [play["name"] for play in plays if not play.get("any_errors_fatal")] == ["Preflight", "Summary"]
+
+
+def test_nobody_waits_for_a_node_that_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
+    arguments = {"step": "follow", "config": config(VXLAN), "pods": {}, "docker": False, "timeout": 1}
+    result, asked = network_action(arguments, ["a"], cut_off=["c"])
+    assert not result.get("failed")
+    assert asked[-1]["others"] == ["192.0.2.2"]
+    assert asked[-1]["restart"]
 
 
 def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
 from kubewright import network_pings
 from kubewright.network_pings import Pair
 
@@ -37,7 +43,7 @@ def test_in_large_clusters_a_ring() -> None:
     many = network_pings.partners([f"n{number}" for number in range(40)])
     assert {len(others) for others in many.values()} == {8}
     assert many["n39"][:2] == ["n0", "n1"]
-    assert network_pings.partners(["a"]) == {"a": []}
+    assert network_pings.partners(["a"]) == {}  # nobody to ping, and no script for it
 
 
 def test_what_is_told() -> None:
@@ -54,3 +60,25 @@ def test_more_than_may_be_lost_is_an_error_and_so_is_not_to_know() -> None:
     assert network_pings.judged({"lost": 2, "unknown": []}, 2) == ""
     assert "2 pings between pods were lost, 1 may be" in network_pings.judged({"lost": 2, "unknown": []}, 1)
     assert "of a > b nothing is known" in network_pings.judged({"lost": 0, "unknown": ["a > b"]}, 0)
+
+
+BUSYBOX = "echo 64 bytes from $7: seq=0 ttl=64; echo 64 bytes from $7: seq=1 ttl=64"
+
+
+@pytest.mark.parametrize(
+    ("ping", "told"),
+    [
+        (f"{BUSYBOX}; [ $7 = 127.0.0.1 ] || exec sleep 3", network_pings.READY),
+        ("echo ping: invalid number 0.2; exit 1", "invalid number"),
+        ("echo 64 bytes from $7: icmp_seq=1 ttl=64; echo 64 bytes from $7: icmp_seq=2 ttl=64", "icmp_seq=2"),
+        (f"{BUSYBOX}; [ $7 = 127.0.0.1 ] || {{ echo permission denied; exit 1; }}", "permission denied"),
+    ],
+)
+def test_pings_that_do_not_run_or_cannot_be_read_are_seen_at_the_begin(tmp_path: Path, ping: str, told: str) -> None:
+    (tmp_path / "ping").write_text(f"#!/bin/sh\n{ping}\n")
+    (tmp_path / "ping").chmod(0o755)
+    script = network_pings.begin(["10.244.1.2", "10.244.2.2"]).replace("/tmp", str(tmp_path))  # noqa: S108 - the pod's
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["/bin/sh", "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert told in done.stdout
+    assert (network_pings.READY in done.stdout) == (done.returncode == 0) == (told == network_pings.READY)
