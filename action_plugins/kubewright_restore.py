@@ -117,6 +117,7 @@ class ActionModule(ActionBase):
             )
         moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
         plan: dict[str, Any] = {"moment": moment, "machine": "", "revision": 0}
+        problems = []
         if source in names:
             left = remains.get(source)
             if not left or not left["data"]:
@@ -137,10 +138,13 @@ class ActionModule(ActionBase):
             what = f"{opened.path}, {age} old, revision {known['revision']} of etcd {known['version']}"
             newest = restore.newest(seen, remains)
             what += f" (the members are at {newest})" if newest else ""
-        problems = []
+            if not rehearsal:
+                facts = {name: self._vars["hostvars"][name].get("ansible_facts") or {} for name in names}
+                etcd = {name: one["artifacts"]["etcd"]["version"] for name, one in facts.items() if "artifacts" in one}
+                problems = restore.too_old(etcd, str(known["version"]))
         if not rehearsal:
             away = [one["name"] for one in machines.values() if one["is_master"] and not self._asked(one["name"])]
-            problems = restore.problems(names, remains, size, str(self._args["data"]), away)
+            problems += restore.problems(names, remains, size, str(self._args["data"]), away)
         if problems:
             raise UserError("\n  ".join(["nothing has been done:", *problems]))
         healthy = sum(one["healthy"] for one in seen)

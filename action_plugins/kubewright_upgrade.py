@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright import stages, upgrade, versions
+from kubewright import backup_store, confirmation, stages, upgrade, versions
 from kubewright.artifacts import settings
 from kubewright.artifacts.catalog import Catalog
 from kubewright.errors import UserError
@@ -63,7 +64,12 @@ class ActionModule(ActionBase):
         return found
 
     def _guard(self) -> dict[str, Any]:
-        found = upgrade.unasked(self._machines(), self._wanted(), self._concerned())
+        machines, wanted, concerned = self._machines(), self._wanted(), self._concerned()
+        found = upgrade.unasked(machines, wanted, concerned)
+        self._refuse_other_versions(found + upgrade.strange(machines, wanted, self._cluster["machines"], concerned))
+        return {"changed": False}
+
+    def _refuse_other_versions(self, found: list[upgrade.Change]) -> None:
         if found:
             lines = [f"  {line}" for line in upgrade.table(found)]
             raise UserError(
@@ -71,11 +77,12 @@ class ActionModule(ActionBase):
                 "this playbook does not change versions of a living cluster: run playbooks/ops/upgrade.yml, which goes "
                 "machine by machine, or set artifacts_lock and kube_version to what runs",
             )
-        return {"changed": False}
 
     def _upgrade(self) -> dict[str, Any]:
         arguments = self._task.args
         machines, wanted = self._machines(), self._wanted()
+        members = self._cluster["machines"]
+        known = [name for name, one in members.items() if one["is_master"] or one["is_node"]]
         rounds, problems = upgrade.plan(
             machines,
             wanted,
@@ -84,20 +91,30 @@ class ActionModule(ActionBase):
             live_restore=bool(arguments["live_restore"]),
             drain=str(arguments["drain"]),
             concerned=self._concerned(),
+            silent=[name for name in known if name not in machines],
         )
         if problems:
             raise UserError(upgrade.refusal(problems, "this upgrade"))
-        return self._planned(machines, rounds, "upgrade")
+        return self._planned(rounds, "upgrade")
 
     def _rollback(self) -> dict[str, Any]:
         machines = self._machines()
         found, problems = upgrade.ways_back(machines, self._concerned())
         if problems:
             raise UserError(upgrade.refusal(problems, "this rollback"))
+        last, vain = upgrade.last_change(machines), upgrade.in_vain(machines)
+        verb = f"rollback of the upgrade of {_moment(last)}" if found and last else "rollback"
+        if found and vain and not self._task.check_mode:
+            said = self._vars.get("confirm")
+            confirmation.check(
+                f"undoes the upgrade of {_moment(last)}, for nothing of the one that was begun on {_moment(vain)} runs",
+                str(self._cluster["name"]),
+                None if said is None else str(self._templar.template(said)),
+            )
         always = str(self._task.args["drain"])
-        return self._planned(machines, [upgrade.way_back(found, self._cluster["kube_version"], always)], "rollback")
+        return self._planned([upgrade.way_back(found, self._cluster["kube_version"], always)], verb)
 
-    def _planned(self, machines: dict[str, Any], rounds: list[upgrade.Round], verb: str) -> dict[str, Any]:
+    def _planned(self, rounds: list[upgrade.Round], verb: str) -> dict[str, Any]:
         display = Display()
         lines = []
         for number, one in enumerate(rounds, 1):
@@ -109,7 +126,7 @@ class ActionModule(ActionBase):
             display.display(line)
         nodes = sum(machine["is_node"] for machine in self._cluster["machines"].values())
         facts = {
-            "rounds": [one.facts(machines) for one in rounds],
+            "rounds": [one.facts() for one in rounds],
             "at_once": upgrade.at_once(str(self._task.args["nodes_at_once"]), nodes),
             "stages": sorted(self._stages()),
             "lines": lines,
@@ -119,7 +136,13 @@ class ActionModule(ActionBase):
 
     def _keep(self, back_from: str | None = None) -> dict[str, Any]:
         """Facts of one machine that keeps what it runs: `artifacts`, and `cluster` with the release of its settings."""
-        own = self._machines().get(self._vars["inventory_hostname"], {})
+        machines, host = self._machines(), self._vars["inventory_hostname"]
+        own = machines.get(host, {})
+        if self._vars.get("preflight_restoring"):
+            # It gives etcd to machines that were installed anew; of all else they get nothing here.
+            wanted, parts = self._vars["ansible_facts"]["artifacts"], self._cluster["machines"]
+            found = upgrade.strange(machines, wanted, parts, lambda name, part: (name, part) == (host, "etcd"))
+            self._refuse_other_versions(found)
         artifacts = upgrade.of_machine(self._vars["ansible_facts"]["artifacts"], own, back_from)
         cluster = self._of_release(upgrade.release_of(own) or str(self._cluster["kube_version"]))
         return {"changed": False, "ansible_facts": {"artifacts": artifacts, "cluster": cluster}}
@@ -135,3 +158,8 @@ class ActionModule(ActionBase):
 
     def _of_release(self, version: str) -> dict[str, Any]:
         return {**self._cluster, "kube_version": version, "features": versions.features(version)}
+
+
+def _moment(at: float) -> str:
+    when = datetime.datetime.fromtimestamp(at, datetime.UTC)
+    return f"{when:%Y-%m-%d %H:%M} UTC ({backup_store.age(at)} ago)"

@@ -190,6 +190,19 @@ def lb_leavings(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]]) -> dic
     return {name: parts for name, parts in found.items() if parts}
 
 
+def outside(groups: Mapping[str, Sequence[str]], run: Collection[str], *, everybody: bool = False) -> list[str]:
+    """Machines outside of a run that are asked all the same: all masters where the run has none, members likewise.
+
+    `everybody`: the rules about versions look at all of the cluster.
+    """
+    found = []
+    for group in ("kube_master", "etcd", "kube_node"):
+        members = groups.get(group, [])
+        if everybody or (group != "kube_node" and not set(members) & set(run)):
+            found += [name for name in members if name not in run]
+    return list(dict.fromkeys(found))
+
+
 def helpers(names: Sequence[str], facts: Mapping[str, Mapping[str, Any]], key: str = "") -> list[str]:
     """Machines in the order in which to turn to them: those where the fact `key` is true, that answered, all others."""
     known = [name for name in names if name in facts]

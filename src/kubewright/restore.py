@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kubewright import backup_store
+from kubewright import backup_store, versions
 from kubewright.machine import etcd_status
 
 _SPARE = 64 << 20
@@ -44,6 +44,15 @@ def newest(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[s
     """The highest revision that any member is known to have; 0 when none is."""
     known = [int(one["revision"]) for one in members if one["answers"]]
     return max([*known, *(int(left["revision"] or 0) for left in remains.values())], default=0)
+
+
+def too_old(etcd: Mapping[str, str], version: str) -> list[str]:
+    """Which machines have an etcd of an older minor version than that of a snapshot. `etcd`: machine -> version."""
+    return [
+        f"{name}: etcd {own} does not read a snapshot of etcd {version}: set artifacts_lock to a set with that one"
+        for name, own in etcd.items()
+        if versions.minor(own) < versions.minor(version)
+    ]
 
 
 def problems(

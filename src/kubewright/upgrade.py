@@ -14,8 +14,9 @@ from typing import Any
 from kubewright import versions
 from kubewright.errors import UserError
 
-# Facts of machines: name -> component -> {artifacts, previous, changed}; of the first two artifact -> {link, version,
-# sha256, stored}, of the last {by, at}: the set of artifacts that `previous` gave way to, and when.
+# Facts of machines: name -> component -> {artifacts, previous, changed, tried}; of the first two artifact -> {link,
+# version, sha256, stored}, of the others {by, at}: the set of artifacts that `previous` gave way to, and when; and that
+# with which the component was last begun to change, while it is not healthy with it.
 Generations = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 # Whether a run is about a component of a machine: (machine, component).
 Concerned = Callable[[str, str], bool]
@@ -29,6 +30,14 @@ _UNNOTICED = ("flanneld",)
 _MASTER_COMPONENTS = ("kube-apiserver", "kube-scheduler", "kube-controller-manager")
 _NODE_COMPONENTS = ("flanneld", "docker", "kubelet", "kube-proxy")
 _MAX_ROUNDS = 3
+# Component -> the artifact that stands for it, and the part of a machine that has it.
+_INSTALLED = {
+    _ETCD: (_ETCD, "is_etcd"),
+    **{name: (name, "is_master") for name in _MASTER_COMPONENTS},
+    "docker": (_DOCKER, "is_node"),
+    _KUBELET: (_KUBELET, "is_node"),
+    "kube-proxy": ("kube-proxy", "is_node"),
+}
 
 
 def _every(_machine: str, _component: str) -> bool:
@@ -53,26 +62,26 @@ class Change:
 
 @dataclass(frozen=True)
 class Round:
-    """One round over the cluster. `version`: the Kubernetes release; `drain`: machines whose pods have to leave."""
+    """One round over the cluster. `version`: the Kubernetes release; `drain`: machines whose pods have to leave.
+
+    `snapshot`: etcd is to be saved before, for no member has been changed yet.
+    """
 
     version: str
     changes: tuple[Change, ...]
     drain: tuple[str, ...]
+    snapshot: bool = False
 
-    def facts(self, machines: Generations) -> dict[str, Any]:
-        """As plain data, for tasks: the machines that change, by what is done to them.
-
-        `snapshot`: etcd is to be saved before, for no member has been changed yet.
-        """
+    def facts(self) -> dict[str, Any]:
+        """As plain data, for tasks: the machines that change, by what is done to them."""
         parts: dict[str, set[str]] = {}
         for change in self.changes:
             parts.setdefault(change.machine, set()).add(change.component)
-        etcd = [machine for machine, found in parts.items() if "etcd" in found]
         return {
             "version": self.version,
             "drain": list(self.drain),
-            "snapshot": bool(etcd) and len(etcd) == len(running(machines, _ETCD)),
-            "etcd": etcd,
+            "snapshot": self.snapshot,
+            "etcd": [machine for machine, found in parts.items() if "etcd" in found],
             "masters": [machine for machine, found in parts.items() if found & set(_MASTER_COMPONENTS)],
             "nodes": [machine for machine, found in parts.items() if found & set(_NODE_COMPONENTS)],
         }
@@ -94,8 +103,24 @@ def changes(machines: Generations, wanted: Artifacts, concerned: Concerned = _ev
 
 def last_set(machines: Generations) -> str:
     """Name of the set of artifacts that binaries were changed to last, also of those that have gone back since."""
-    found = [one for components in machines.values() for part in components.values() if (one := part.get("changed"))]
-    return str(max(found, key=lambda one: float(one["at"]))["by"]) if found else ""
+    return _newest(machines, "changed")[0]
+
+
+def last_change(machines: Generations) -> float:
+    """When that was, in seconds of the epoch; 0 for never."""
+    return _newest(machines, "changed")[1]
+
+
+def in_vain(machines: Generations) -> float:
+    """When an upgrade was begun after the last one that changed anything, of which nothing is left; 0 for none."""
+    (last, changed), (tried, begun) = _newest(machines, "changed"), _newest(machines, "tried")
+    return begun if begun > changed and tried != last else 0.0
+
+
+def _newest(machines: Generations, key: str) -> tuple[str, float]:
+    """The set of artifacts that a fact {by, at} was last about, and when; an empty name for none."""
+    found = [one for components in machines.values() for part in components.values() if (one := part.get(key))]
+    return max(((str(one["by"]), float(one["at"])) for one in found), key=lambda one: one[1], default=("", 0.0))
 
 
 def _before(generations: Mapping[str, Mapping[str, Any]], last: str) -> Mapping[str, Any]:
@@ -145,7 +170,10 @@ def _refused_downgrade(change: Change) -> str:
 
 
 def way_back(found: Sequence[Change], version: str, drain: str) -> Round:
-    """The one round of a rollback: Kubernetes stays within its minor version, so nothing has to be between."""
+    """The one round of a rollback: Kubernetes stays within its minor version, so nothing has to be between.
+
+    No snapshot: it would take the place of the one of before the upgrade.
+    """
     touched = list(dict.fromkeys(c.machine for c in found if c.component in _NODE_COMPONENTS))
     leaving = {"always": touched, "never": []}.get(drain, drains(found, live_restore=True))
     return Round(version, tuple(found), tuple(leaving))
@@ -159,12 +187,23 @@ def of_machine(
     `known`: the fact `artifacts`, for what it does not run yet; `components`: the machine's generations.
     """
     result = {name: dict(artifact) for name, artifact in known.items()}
+    lost = []
     for generations in components.values():
-        for generation in (generations["artifacts"], _before(generations, back_from) if back_from is not None else {}):
-            for name, one in generation.items():
-                if name in result and result[name]["sha256"] != one["sha256"]:
-                    # The machine has its content: nothing is sent.
-                    result[name].update(version=one["version"], sha256=one["sha256"], path="")
+        before = _before(generations, back_from) if back_from is not None else {}
+        for name, one in {**generations["artifacts"], **before}.items():
+            if name not in result or result[name]["sha256"] == one["sha256"]:
+                continue
+            if one["stored"] or name in before:
+                # The machine has its content: nothing is sent.
+                result[name].update(version=one["version"], sha256=one["sha256"], path="")
+            elif name not in _UNNOTICED:
+                lost.append(f"{name} {one['version']}")
+    if lost:
+        raise UserError(
+            f"{', '.join(lost)}: what this machine runs is no longer in its /opt/kubewright/store, and the inventory "
+            "asks for another one: nothing has been changed",
+            "set artifacts_lock and kube_version to what it ran, then it can be sent again",
+        )
     return result
 
 
@@ -208,12 +247,13 @@ def plan(
     live_restore: bool,
     drain: str = "auto",
     concerned: Concerned = _every,
+    silent: Sequence[str] = (),
 ) -> tuple[list[Round], list[str]]:
     """The rounds of an upgrade and every reason why it must not be done.
 
     `target`: artifacts of the last round. `version`: Kubernetes release of the last round. `via`: releases between, or
     none for the last ones of their minors. `drain`: auto, always or never. `concerned`: what the run may change; the
-    rules look at all machines, also at what stays as it is.
+    rules look at all machines, also at what stays as it is. `silent`: masters and nodes of which nothing is known.
     """
     servers = running(machines, _SERVER)
     if not servers:
@@ -232,6 +272,7 @@ def plan(
     if not problems:
         problems = _route_problems(oldest, route) + _skew_problems(machines, route, concerned)
         problems += _fit_problems(machines, target, goal, concerned)
+        problems += _silence_problems(changes(machines, target, concerned), silent)
     if problems:
         return [], problems
     found = []
@@ -241,11 +282,29 @@ def plan(
         # Between, only Kubernetes is another; what its files will be is not known before they are there.
         wanted = target if last else {name: {"version": release} for name in KUBERNETES}
         differing = changes(state, wanted, concerned)
+        snapshot = _is_first_of_etcd(differing, state, wanted)
         state = _as_of(state, release, concerned)
         touched = list(dict.fromkeys(c.machine for c in differing if c.component in _NODE_COMPONENTS))
         leaving = {"always": touched, "never": []}.get(drain, drains(differing, live_restore=live_restore))
-        found.append(Round(release, tuple(differing), tuple(leaving)))
+        found.append(Round(release, tuple(differing), tuple(leaving), snapshot))
     return found, []
+
+
+def _is_first_of_etcd(differing: Sequence[Change], machines: Generations, wanted: Artifacts) -> bool:
+    """Whether members change of which none has, also outside of the run, what is wanted."""
+    late = {change.machine for change in changes(machines, wanted) if change.component == "etcd"}
+    return any(change.component == "etcd" for change in differing) and late >= set(running(machines, _ETCD))
+
+
+def _silence_problems(found: Sequence[Change], silent: Sequence[str]) -> list[str]:
+    """What is not known of machines that did not answer, where it matters."""
+    crossing = any(c.artifact in KUBERNETES and versions.minor(c.old) != versions.minor(c.new) for c in found)
+    if not crossing or not silent:
+        return []
+    return [
+        f"{', '.join(silent)}: no answer, so nobody knows what would run there beside another minor version of "
+        "Kubernetes; bring it back first, or take it out of the cluster (remove.yml with -e dead=true)"
+    ]
 
 
 def _as_of(machines: Generations, release: str, concerned: Concerned) -> Generations:
@@ -341,6 +400,26 @@ def unasked(machines: Generations, wanted: Artifacts, concerned: Concerned = _ev
     """Changes of versions that site.yml must not make in passing: of a service that runs, but for those unnoticed."""
     found = changes(machines, wanted, concerned)
     return [c for c in found if not c.is_rebuild and c.artifact not in _UNNOTICED]
+
+
+def strange(
+    machines: Generations, wanted: Artifacts, parts: Mapping[str, Mapping[str, Any]], concerned: Concerned = _every
+) -> list[Change]:
+    """Components that machines have not had yet, and would get in a version that none of the others runs.
+
+    `parts`: machine -> {is_etcd, is_master, is_node}. Only machines that answered count, on either side.
+    """
+    found = []
+    for machine, components in machines.items():
+        for component, (artifact, part) in _INSTALLED.items():
+            if component in components or not parts.get(machine, {}).get(part) or not concerned(machine, component):
+                continue
+            others = running(machines, artifact) or (running(machines, _SERVER) if artifact in KUBERNETES else {})
+            version = str(wanted[artifact]["version"])
+            if others and version not in others.values():
+                have = ", ".join(sorted(set(others.values())))
+                found.append(Change(machine, component, artifact, have, version))
+    return found
 
 
 def table(found: Sequence[Change]) -> list[str]:

@@ -139,6 +139,20 @@ def test_a_version_that_is_not_healthy_goes_back_with_its_flags(machine: Machine
     assert machine.bring("1", "flags of 1")["restarted"] == []
 
 
+def test_what_was_tried_is_known_until_there_are_other_binaries(machine: Machine) -> None:
+    machine.bring("1", "a")
+    machine.bring("2", "a")
+    assert machine.record()["tried"] == {}
+    machine.bring("bad", "a")
+    assert generations.describe(machine.record(), component.STORE)["tried"]["by"] == machine.sets["bad"]
+    machine.bring("2", "other flags")
+    assert machine.record()["tried"]["by"] == machine.sets["bad"]
+    machine.bring("1", "bad flags")
+    assert machine.record()["tried"]["by"] == machine.sets["bad"], "a way back is no upgrade"
+    machine.bring("1", "a")
+    assert machine.record()["tried"] == {}
+
+
 def test_new_flags_of_the_same_version_stay_for_their_owner(machine: Machine) -> None:
     machine.bring("1", "a")
     failure = machine.bring("1", "bad flags")["failure"]
@@ -197,6 +211,7 @@ def test_a_run_that_died_in_between_does_not_lose_the_way_back(
         with pytest.raises(KeyboardInterrupt):
             machine.bring("bad", "flags of bad")
     assert machine.flags.read_text() == "flags of bad"
+    assert machine.record()["tried"]["by"] == machine.sets["bad"]
     assert machine.bring("bad", "flags of bad")["failure"]["rollback"]["failure"] == ""
     assert (machine.binary(), machine.flags.read_text()) == ("tool 1", "flags of 1")
 

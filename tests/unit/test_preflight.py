@@ -98,6 +98,14 @@ def test_helpers_are_those_that_answer_before_those_that_do_not() -> None:
     assert preflight.helpers(["a", "b", "c"], facts) == ["b", "c", "a"]
 
 
+def test_who_is_asked_outside_of_the_run() -> None:
+    groups = {"etcd": ["m1", "m2"], "kube_master": ["m1", "m2"], "kube_node": ["n1", "n2"]}
+    assert preflight.outside(groups, ["n1"]) == ["m1", "m2"]
+    assert preflight.outside(groups, ["m1", "n1"]) == []
+    assert preflight.outside(groups, ["m1", "m2"], everybody=True) == ["n1", "n2"]
+    assert preflight.outside(groups, ["n2"], everybody=True) == ["m1", "m2", "n1"]
+
+
 def test_good_machines_have_no_problems() -> None:
     assert problems(facts()) == []
 

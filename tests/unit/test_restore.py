@@ -84,3 +84,8 @@ def test_the_timers_program_needs_nothing_but_what_is_shipped(tmp_path: Path) ->
     assert reply.returncode == 1
     assert reply.stderr.startswith("no snapshot: ")
     assert len(reply.stderr.splitlines()) == 1
+
+
+def test_an_older_etcd_does_not_get_a_newer_snapshot() -> None:
+    found = restore.too_old({"m1": "3.4.23", "m2": "3.5.4", "m3": "3.5.16"}, "3.5.16")
+    assert [one.split(":")[0] for one in found] == ["m1"]

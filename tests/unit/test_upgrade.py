@@ -53,7 +53,12 @@ def machine(
         known = {"by": changed[0], "at": changed[1]} if changed else {}
         part = found.setdefault(_PARTS[name], {"artifacts": {}, "previous": {}, "changed": known})
         version = other.get(name.replace("-", "_"), RUNS[name])
-        part["artifacts"][name] = {"link": f"/bin/{name}", "version": version, "sha256": digest(version)}
+        part["artifacts"][name] = {
+            "link": f"/bin/{name}",
+            "version": version,
+            "sha256": digest(version),
+            "stored": stored,
+        }
         if previous and name in previous:
             then = previous[name]
             part["previous"][name] = {
@@ -85,13 +90,13 @@ def test_nothing_to_do() -> None:
     [only], found = upgrade.plan(CLUSTER, wanted(), "1.20.2", [], live_restore=True)
     assert found == []
     assert only.changes == ()
-    assert only.facts(CLUSTER)["nodes"] == []
+    assert only.facts()["nodes"] == []
 
 
 def test_another_build_needs_no_drain_and_another_docker_does() -> None:
     built, found = upgrade.plan(CLUSTER, wanted(**kubernetes("1.20.2+kw2")), "1.20.2", [], live_restore=True)
     assert (found, built[0].drain) == ([], ())
-    facts = built[0].facts(CLUSTER)
+    facts = built[0].facts()
     assert (facts["etcd"], facts["masters"], facts["nodes"]) == ([], ["m1"], ["n1", "n2"])
     docker, _ = upgrade.plan(CLUSTER, wanted(dockerd="26.1.5"), "1.20.2", [], live_restore=True)
     assert docker[0].drain == ("n1", "n2")
@@ -100,7 +105,7 @@ def test_another_build_needs_no_drain_and_another_docker_does() -> None:
     patch, _ = upgrade.plan(CLUSTER, wanted(dockerd="20.10.25"), "1.20.2", [], live_restore=False)
     assert patch[0].drain == ("n1", "n2")
     flannel, _ = upgrade.plan(CLUSTER, wanted(flanneld="0.1.0-bbbbbbbb"), "1.20.2", [], live_restore=True)
-    assert (flannel[0].drain, flannel[0].facts(CLUSTER)["nodes"]) == ((), ["n1", "n2"])
+    assert (flannel[0].drain, flannel[0].facts()["nodes"]) == ((), ["n1", "n2"])
     always, _ = upgrade.plan(CLUSTER, wanted(flanneld="0.1.0-bb"), "1.20.2", [], live_restore=True, drain="always")
     assert always[0].drain == ("n1", "n2")
 
@@ -108,16 +113,36 @@ def test_another_build_needs_no_drain_and_another_docker_does() -> None:
 def test_machines_that_are_done_are_left_alone() -> None:
     half = {**CLUSTER, "n1": machine(NODE, kubelet="1.20.2+kw2", kube_proxy="1.20.2+kw2")}
     [only], _ = upgrade.plan(half, wanted(**kubernetes("1.20.2+kw2")), "1.20.2", [], live_restore=True)
-    assert only.facts(half)["nodes"] == ["n2"]
+    assert only.facts()["nodes"] == ["n2"]
 
 
 def test_a_snapshot_only_before_the_first_member() -> None:
     members = {name: machine(("kube-apiserver", "etcd")) for name in ("e1", "e2", "e3")}
     first, _ = upgrade.plan(members, wanted(etcd="3.5.16"), "1.20.2", [], live_restore=True)
-    assert first[0].facts(members)["snapshot"] is True
+    assert first[0].facts()["snapshot"] is True
     members["e1"] = machine(("kube-apiserver", "etcd"), etcd="3.5.16")
     second, _ = upgrade.plan(members, wanted(etcd="3.5.16"), "1.20.2", [], live_restore=True)
-    assert (second[0].facts(members)["snapshot"], second[0].facts(members)["etcd"]) == (False, ["e2", "e3"])
+    assert (second[0].facts()["snapshot"], second[0].facts()["etcd"]) == (False, ["e2", "e3"])
+
+
+def test_a_snapshot_before_the_first_member_also_one_by_one() -> None:
+    members = {name: machine(("kube-apiserver", "etcd")) for name in ("e1", "e2", "e3")}
+    taken = []
+    for name in members:
+        [only], found = upgrade.plan(
+            members, wanted(etcd="3.5.16"), "1.20.2", [], live_restore=True, concerned=lambda one, _, n=name: one == n
+        )
+        assert (found, only.facts()["etcd"]) == ([], [name])
+        taken.append(only.snapshot)
+        members[name] = machine(("kube-apiserver", "etcd"), etcd="3.5.16")
+    assert taken == [True, False, False]
+
+
+def test_a_rollback_leaves_the_snapshot_of_before_the_upgrade() -> None:
+    members = {name: machine(("etcd",), {"etcd": "3.4.13"}) for name in ("e1", "e2")}
+    found, refused = upgrade.ways_back(members)
+    assert (len(found), refused) == (2, [])
+    assert upgrade.way_back(found, "1.20.2", "auto").facts()["snapshot"] is False
 
 
 def test_several_minor_versions_are_several_rounds() -> None:
@@ -163,12 +188,12 @@ def test_a_part_of_an_upgrade_changes_that_part_and_is_judged_by_all() -> None:
     [etcd], found = upgrade.plan(CLUSTER, target, "1.20.9", [], live_restore=True, concerned=only("etcd"))
     assert (found, {change.artifact for change in etcd.changes}) == ([], {"etcd"})
     [docker], found = upgrade.plan(CLUSTER, target, "1.20.9", [], live_restore=True, concerned=only("docker"))
-    assert (found, docker.facts(CLUSTER)["nodes"], docker.drain) == ([], ["n1", "n2"], ("n1", "n2"))
+    assert (found, docker.facts()["nodes"], docker.drain) == ([], ["n1", "n2"], ("n1", "n2"))
     assert {change.artifact for change in docker.changes} == {"dockerd"}
     limited, found = upgrade.plan(
         CLUSTER, target, "1.20.9", [], live_restore=True, concerned=lambda name, _: name == "n2"
     )
-    assert (found, limited[0].facts(CLUSTER)["nodes"]) == ([], ["n2"])
+    assert (found, limited[0].facts()["nodes"]) == ([], ["n2"])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +229,19 @@ def test_one_master_at_a_time_by_limit_stays_beside_the_others() -> None:
     ]
 
 
+def test_another_minor_version_needs_all_answers() -> None:
+    def asked(goal: str, *parts: str) -> list[str]:
+        target = wanted(etcd="3.5.16", **kubernetes(goal))
+        return upgrade.plan(CLUSTER, target, goal, [], live_restore=True, concerned=only(*parts), silent=["n3", "n4"])[
+            1
+        ]
+
+    assert [one.split(":")[0] for one in asked("1.21.14", *_CONTROL_PLANE)] == ["n3, n4"]
+    assert "no answer" in asked("1.21.14", *_CONTROL_PLANE, "kubelet", "kube-proxy")[0]
+    assert asked("1.20.15", *_CONTROL_PLANE) == []
+    assert asked("1.21.14", "etcd") == []
+
+
 @pytest.mark.parametrize("hop", ["latest", "1.21", "", "v"])
 def test_a_release_between_that_is_none(hop: str) -> None:
     with pytest.raises(UserError, match=f"upgrade_via: '{hop}' is not a Kubernetes version"):
@@ -237,6 +275,32 @@ def test_a_stage_changes_no_versions_in_passing() -> None:
     ]
 
 
+_PARTS_OF = {
+    "m1": {"is_etcd": True, "is_master": True, "is_node": False},
+    "n1": {"is_etcd": False, "is_master": False, "is_node": True},
+    "n3": {"is_etcd": True, "is_master": False, "is_node": True},
+}
+
+
+def test_a_new_machine_gets_what_the_others_run() -> None:
+    def found(machines: dict[str, Any], concerned: upgrade.Concerned, **other: str) -> list[tuple[str, str, str]]:
+        strangers = upgrade.strange(machines, wanted(**other), _PARTS_OF, concerned)
+        return [(one.machine, one.old, one.new) for one in strangers if one.component in ("etcd", "kubelet")]
+
+    def anything(_machine: str, _component: str) -> bool:
+        return True
+
+    cluster = {"m1": CLUSTER["m1"], "n1": CLUSTER["n1"], "n3": {}}
+    assert found(cluster, anything) == []
+    assert found(cluster, anything, kubelet="1.21.14") == [("n3", "1.20.2", "1.21.14")]
+    assert found(cluster, only("etcd"), kubelet="1.21.14", etcd="3.5.16") == [("n3", "3.4.23", "3.5.16")]
+    # With --limit only masters are asked beside it: their API server speaks for all of Kubernetes.
+    assert found({"m1": CLUSTER["m1"], "n3": {}}, anything, kubelet="1.21.14") == [("n3", "1.20.2", "1.21.14")]
+    # Half-way through an upgrade either version is one of the cluster; with nothing there any is.
+    assert found({**cluster, "n2": machine(NODE, kubelet="1.20.9")}, anything, kubelet="1.20.9") == []
+    assert found({"m1": {}, "n3": {}}, anything, kubelet="1.23.17", etcd="3.5.16") == []
+
+
 def test_back_to_what_ran_before() -> None:
     then = {"kubelet": "1.20.1", "dockerd": "19.3.15", "runc": "1.1.5"}
     machines = {"m1": machine(MASTER), "n1": machine(NODE, then)}
@@ -262,6 +326,22 @@ def test_a_machine_that_keeps_what_it_runs() -> None:
     assert upgrade.release_of(machine(("etcd",))) == ""
 
 
+def test_what_runs_must_still_be_there_where_another_one_is_asked_for() -> None:
+    known = {name: {**one, "path": f"/cache/{name}"} for name, one in wanted(kubelet="1.20.9", flanneld="0.2").items()}
+    gone = machine(NODE, stored=False)
+    with pytest.raises(
+        UserError, match=r"(?s)^kubelet 1\.20\.2: what this machine runs is no longer in its .* artifacts_lock"
+    ):
+        upgrade.of_machine(known, gone)
+    same = {**known, "kubelet": {**wanted()["kubelet"], "path": "/cache/kubelet"}}
+    kept = upgrade.of_machine(same, gone)
+    assert (kept["kubelet"], kept["flanneld"]) == (same["kubelet"], same["flanneld"])
+    # Where it goes back to is another question, which ways_back has answered.
+    back = machine(NODE, {"kubelet": "1.20.1"}, changed=("set", 1))
+    back["kubelet"]["artifacts"]["kubelet"]["stored"] = False
+    assert upgrade.of_machine(known, back, "set")["kubelet"]["version"] == "1.20.1"
+
+
 def names(found: list[upgrade.Change]) -> set[tuple[str, str, str]]:
     return {(change.machine, change.artifact, change.new) for change in found}
 
@@ -280,6 +360,25 @@ def test_back_is_to_before_the_last_upgrade_only() -> None:
     docker = machine(("dockerd",), {"dockerd": "19.3.15"}, changed=("january", 10))
     found, refused = upgrade.ways_back({"n1": {**reached, **docker}})
     assert (names(found), refused) == ({("n1", "kubelet", "1.20.5")}, [])
+
+
+def test_an_upgrade_that_left_nothing_is_not_the_one_to_undo_unasked() -> None:
+    now = machine(NODE, {"kubelet": "1.20.1"}, changed=("february", 20))
+    assert (upgrade.last_change({"n1": now}), upgrade.in_vain({"n1": now})) == (20, 0)
+    now["docker"]["tried"] = {"by": "march", "at": 30}
+    assert (upgrade.last_change({"n1": now}), upgrade.in_vain({"n1": now})) == (20, 30)
+    # Of the same set something is left, or it went well later.
+    now["docker"]["tried"] = {"by": "february", "at": 30}
+    assert upgrade.in_vain({"n1": now}) == 0
+    now["docker"]["tried"] = {"by": "january", "at": 10}
+    assert upgrade.in_vain({"n1": now}) == 0
+
+
+def test_what_a_machine_outside_was_changed_to_counts() -> None:
+    reached = machine(NODE, {"kubelet": "1.20.5"}, changed=("march", 30), kubelet="1.20.9")
+    untouched = machine(NODE, {"dockerd": "20.10.20"}, changed=("february", 20))
+    found, _ = upgrade.ways_back({"n1": untouched, "n2": reached}, lambda name, _: name == "n1")
+    assert found == []
 
 
 def test_back_once_is_not_back_twice() -> None:

@@ -5,6 +5,7 @@ A record (component.RECORDS/NAME.json) of a service that was healthy has
   artifacts    artifact -> {link, version, sha256} of its binaries
   previous     the same of the binaries before them, empty when there is nothing to go back to
   changed      {by, at}: the set of artifacts that `previous` gave way to, and when; it stays when they are gone back to
+  tried        {by, at}: the set that it was last begun to change to, until it is healthy with other binaries
 Older records have ingredients only; the store's directories say the versions then.
 
 A picture (BEFORE/NAME.json, 0600) holds links and files as they were when the service was last healthy. It exists only
@@ -58,11 +59,11 @@ def declared_artifacts(declared: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def describe(record: dict[str, Any], store: str) -> dict[str, dict[str, Any]]:
-    """{artifacts, previous, changed}, for the controller: artifact -> {link, version, sha256, stored}, {by, at} or {}.
+    """As of the record, for the controller: artifact -> {link, version, sha256, stored}, twice; twice {by, at} or {}.
 
     `stored`: whether the store still has that content.
     """
-    result: dict[str, dict[str, Any]] = {"changed": record.get("changed") or {}}
+    result: dict[str, dict[str, Any]] = {key: record.get(key) or {} for key in ("changed", "tried")}
     for key, generation in (("artifacts", artifacts(record, store)), ("previous", record.get("previous") or {})):
         result[key] = {name: {**one, "stored": os.path.exists(_stored(one, store))} for name, one in generation.items()}
     return result
@@ -83,11 +84,23 @@ def succession(record: dict[str, Any], declared: dict[str, Any], store: str) -> 
     Whoever has gone back has nothing further to go back to: a rollback that is repeated must not go forward again.
     """
     before, now = artifacts(record, store), declared_artifacts(declared)
-    previous, changed = record.get("previous") or {}, record.get("changed") or {}
+    previous, changed, tried = (record.get(key) or {} for key in ("previous", "changed", "tried"))
     if _digests(before) != _digests(now):
+        tried = {}
         previous = {} if not before or _digests(previous) == _digests(now) else before
         changed = {"by": declared["set"], "at": time.time()} if previous else changed
-    return {"artifacts": now, "previous": previous, "changed": changed}
+    return {"artifacts": now, "previous": previous, "changed": changed, "tried": tried}
+
+
+def trial(record: dict[str, Any], declared: dict[str, Any], store: str) -> dict[str, Any]:
+    """The record's `tried` when a service begins to change to the declared binaries: {by, at}.
+
+    Empty for the same binaries, and for a way back, which is no upgrade.
+    """
+    back = _digests(record.get("previous") or {}) == _digests(declared_artifacts(declared))
+    if back or not changes_binaries(record, declared, store):
+        return {}
+    return {"by": declared["set"], "at": time.time()}
 
 
 def changes_binaries(record: dict[str, Any], declared: dict[str, Any], store: str) -> bool:

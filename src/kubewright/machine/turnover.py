@@ -58,12 +58,12 @@ def _restart(declared: dict[str, Any], record: dict[str, Any], *, reload: bool =
             "journal": systemd.journal(unit, begin),
             "state": state,
         }
-    files.write_atomic(
-        component.record_path(name),
-        json.dumps({**record, "started": time.time()}, indent=1, sort_keys=True).encode(),
-        0o600,
-    )
+    _write_record(name, {**record, "started": time.time()})
     return None
+
+
+def _write_record(name: str, record: dict[str, Any]) -> None:
+    files.write_atomic(component.record_path(name), json.dumps(record, indent=1, sort_keys=True).encode(), 0o600)
 
 
 def _roll_back(
@@ -216,6 +216,9 @@ def apply_all(declared: list[dict[str, Any]], contents: dict[str, str], staged: 
         record = files.read_json(component.record_path(one["name"]))
         if record and finding["restart"]:
             generations.take_picture(one, record, component.STORE, cache)
+            tried = generations.trial(record, one, component.STORE)
+            if tried:
+                _write_record(one["name"], {**record, "tried": tried})
         component.place(one, contents, staged, finding)
     touched_units = any(d["path"].startswith(component.UNITS) for finding in found for d in finding["differences"])
     if touched_units or any(s.get("NeedDaemonReload") == "yes" for s in states.values()):
