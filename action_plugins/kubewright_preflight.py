@@ -128,7 +128,9 @@ class ActionModule(ActionBase):
             problems += even
             known = {name: hostvars[name] for name in leaving if name in self._vars["groups"]["all"]}
             going = scale.moving(leaving, groups, known, by_address=False)
-            problems += preflight.vip_problems(cluster, facts, [str(machine["address"]) for machine in going])
+            found = preflight.vip_problems(cluster, facts, [str(machine["address"]) for machine in going])
+            matters = preflight.changes_balancers(run, self._vars.get("artifacts_change"), restoring=restoring)
+            (problems if matters else warnings).extend(found)
             problems += stages.missing(cluster, facts, run)
         if problems or cluster is None:
             problems = quarantine.reasons(unreachable) + problems

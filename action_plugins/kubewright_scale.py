@@ -37,7 +37,8 @@ class ActionModule(ActionBase):
                 scale.check_emptied({name: hostvars[name].get("scale_emptied") for name in bare})
             else:
                 plan = self._vars["ansible_facts"]["scale"]
-                scale.check_complete(plan["present"], self._vars["ansible_play_hosts"], self._named)
+                work = f"the {plan['work']} of {', '.join(self._named)}"
+                scale.check_complete(plan["present"], self._vars["ansible_play_hosts"], work)
         except UserError as error:
             return {"failed": True, "msg": str(error)}
         return {"changed": False}
@@ -73,13 +74,14 @@ class ActionModule(ActionBase):
         answers = [name for name in hosts if (hostvars[name].get("preflight_machine") or {}).get("facts")]
         dead = boolean(self._templar.template(known.get("dead", False)), strict=False)
         if adds:
-            scale.check_added(self._named, cluster["machines"])
+            scale.check_added(self._named, cluster["machines"], answers)
         else:
             scale.check_leaving(moving, answers, dead=dead, limit=known.get("ansible_limit"))
         lines = scale.plan(cluster["machines"], moving, "joins" if adds else "leaves")
         for line in lines:
             Display().display(f"  {line}")
         return {
+            "work": "addition" if adds else "removal",
             "machines": moving,
             "dead": dead,
             # What is emptied, and who takes part until then.

@@ -9,6 +9,7 @@ description:
   - What is refused for a removal comes in turn, C(typed) before anybody is asked, C(known) where the plan has machines
     that are not in the inventory, C(complete) before others are changed and before the machine is stopped, C(emptied)
     before the cluster forgets it.
+  - An addition is not done when a machine failed on the way, C(complete).
   - Reads the variables C(machine) and C(dead) of the command line, and refuses what cannot be.
 options:
   operation:

@@ -24,7 +24,9 @@ _EXTRA_VARS = "--extra-vars"
 _SHORT = "e"
 # Short options whose value is what follows in the same word.
 _VALUED = "iltucTfM"
-_VARIABLE = re.compile(r"[A-Za-z_]\w*")
+# NAME=VALUE. What has no value, or one that begins with `=`, may be the end of a secret in base64, after a slip such as
+# `NAME: VALUE`.
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=[^=].*", re.DOTALL)
 _NAME = re.compile(r"\d{8}-\d{6}-\d+")
 _SHOWN_ITEMS = 20
 AGAIN = "Mend the cause; the same command again resumes the run."
@@ -45,12 +47,12 @@ def _names(value: str) -> str:
         except (ValueError, TypeError):
             return "{...}"
     try:
-        # As Ansible has it: NAME=VALUE, with quotes around blanks.
-        words = shlex.split(value)
+        # As Ansible has it, with quotes around blanks.
+        found = [_ASSIGNMENT.fullmatch(word) for word in shlex.split(value)]
     except ValueError:
         return "..."
-    found = [name for name, equals, _ in (word.partition("=") for word in words) if equals]
-    return " ".join(f"{name if _VARIABLE.fullmatch(name) else ''}=..." for name in found) or "..."
+    names = [match[1] for match in found if match]
+    return " ".join(f"{name}=..." for name in names) if names and len(names) == len(found) else "..."
 
 
 def _extra_vars(word: str) -> str:

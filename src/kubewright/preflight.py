@@ -169,11 +169,21 @@ def vip_problems(cluster: Cluster, facts: Mapping[str, Mapping[str, Any]], leavi
         found += [
             f"{name}: {partner} has shared api_vip with it, is not in the group lb any more, and is still a load "
             "balancer: both would hold the address; write it into lb again and use playbooks/ops/remove.yml, or stop "
-            "it: systemctl disable --now kube-lb-vip kube-lb there"
+            "it: systemctl disable --now kube-lb-vip kube-lb there. If the address is another machine's now, delete it "
+            f"from unicast_peer in /opt/kubernetes/lb/keepalived.conf of {name}"
             for partner in vip.get("partners", [])
             if partner not in sharing and partner not in leaving
         ]
     return found
+
+
+def changes_balancers(stages: Collection[str], artifacts_change: object, *, restoring: bool) -> bool:
+    """Whether a run may change who holds the virtual address: only then `vip_problems` are a reason to refuse it.
+
+    A backup, and all the more a restore, must not wait for a load balancer. `stages`: that the tags leave;
+    `artifacts_change`: what the playbook says of itself, `none` where it brings no component.
+    """
+    return "lb" in stages and artifacts_change != "none" and not restoring
 
 
 # In the order in which they go: whoever uses the next one first.

@@ -113,6 +113,10 @@ class Run:
             return os.read(self._news, select.PIPE_BUF).decode(errors="replace").partition("\n")[0]
         return ""
 
+    def is_over(self) -> bool:
+        """Asked by workers, which outlive the run: whether it has ended, or somebody else has the lock."""
+        return bool(select.select([self.alive, self._news], [], [], 0)[0])
+
     def end(self) -> None:
         """The run ends by itself: nothing is left for the next one to tell of."""
         if self._descriptor >= 0:

@@ -151,8 +151,11 @@ def address_of(name: str, variables: Mapping[str, Any] | None) -> str:
     return str(known.get("machine_address") or known.get("ansible_host") or name)
 
 
-def check_added(named: Sequence[str], machines: Machines) -> None:
-    """UserError unless machines were named that are in the groups of the inventory."""
+def check_added(named: Sequence[str], machines: Machines, answers: Collection[str]) -> None:
+    """UserError unless machines were named that are in the groups of the inventory, and answer.
+
+    `answers`: machines that can be reached.
+    """
     if not named:
         raise UserError("add.yml was not told which machine", "-e machine=NAME; several with commas between")
     unknown = [name for name in named if name not in machines]
@@ -162,6 +165,13 @@ def check_added(named: Sequence[str], machines: Machines) -> None:
         raise UserError(
             f"machine: {', '.join(unknown)} is in none of the groups {', '.join(GROUPS)} of the inventory",
             f"write it there first; {hint}",
+        )
+    silent = [name for name in named if name not in answers]
+    if silent:
+        raise UserError(
+            f"{', '.join(silent)} cannot be reached, or is left out by --limit, so it cannot join: nothing has been "
+            "changed",
+            "bring it up, or name only others",
         )
 
 
@@ -200,12 +210,15 @@ def check_known(unknown: Sequence[str], found: Collection[str], machines: Collec
         )
 
 
-def check_complete(present: Sequence[str], now: Collection[str], leaving: Sequence[str]) -> None:
-    """UserError when a machine that was there when the work began has failed: the others may still need who leaves."""
+def check_complete(present: Sequence[str], now: Collection[str], work: str) -> None:
+    """UserError when a machine that was there when the work began has failed.
+
+    The others may still need who leaves, and who is added may lack a part. `work`: such as `the removal of node02`.
+    """
     lost = [name for name in present if name not in now]
     if lost:
         raise UserError(
-            f"{', '.join(lost)} failed on the way (above), so the removal of {', '.join(leaving)} stops here",
+            f"{', '.join(lost)} failed on the way (above), so {work} stops here",
             "mend that; the same command again goes on",
         )
 

@@ -2,7 +2,8 @@
 
 Workers are processes of one controller; they meet in a directory that belongs to the task. Each reports what it is
 about to do. A turn is an exclusive file lock, so a worker that dies gives it back. After a failure nobody gets a turn:
-what broke one machine would break the next.
+what broke one machine would break the next. Nor does anybody after the run: workers outlive it, and another one may
+have the cluster's lock by then.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kubewright import runlock
 from kubewright.errors import UserError
 
 _POLL_SECONDS = 0.1
@@ -70,12 +72,19 @@ class Turnstile:
     def turn(self, *, last: bool, patience: float) -> Iterator[None]:
         """Hold the turn. Hosts that are only starting something go first, with `last` all others do.
 
-        Waits no longer than `patience` seconds for them. Raises `UserError` when another host has failed.
+        Waits no longer than `patience` seconds for them. Raises `UserError` when another host has failed, or the run
+        is over.
         """
         self.report("waiting")
         self._await(last=last, patience=patience)
         with (self._directory / "turn").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if runlock.current and runlock.current.is_over():
+                self.report("refused")
+                raise UserError(
+                    "left as it was, because this run ended, or lost its lock, before its turn",
+                    "the same command again resumes the run",
+                )
             failed = [host for host in self._others if self._state(host) == "failed"]
             if failed:
                 self.report("refused")

@@ -38,7 +38,14 @@ SECRET = "hunter2"
         (["-e", "token=aHVudGVyMg=="], "-e token=..."),
         (["-e", "a='x hunter2=y' b=1"], "-e a=... b=..."),
         (["-e", "a='hunter2 b=1"], "-e ..."),
-        (["-e", "hunt?er2=1"], "-e =..."),
+        (["-e", "hunt?er2=1"], "-e ..."),
+        # Slips: YAML without braces, a blank too many, the secret alone.
+        (["-e", "password: aHVudGVyMg=="], "-e ..."),
+        (["-e", "a=1 password: aHVudGVyMg=="], "-e ..."),
+        (["-e", "token= aHVudGVyMg=="], "-e ..."),
+        (["-e", "token = aHVudGVyMg=x"], "-e ..."),
+        (["-e", "aHVudGVyMg=="], "-e ..."),
+        (["-e", "aHVudGVyMjI="], "-e ..."),
         (["--extra-vars", "@/etc/secrets.yml", "--tags", "etcd"], "--extra-vars @/etc/secrets.yml --tags etcd"),
     ],
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 from test_topology import build, build_ha
 
-from kubewright import preflight
+from kubewright import preflight, stages
 
 ROOMS = [preflight.Room("/opt", 1 << 30), preflight.Room("/var/lib", 2 << 30, "docker")]
 LIMITS = preflight.Limits("amd64", 2.0, ROOMS)
@@ -72,12 +72,22 @@ def test_a_load_balancer_that_was_forgotten_would_take_the_virtual_address() -> 
     vip = {"interface": "host0", "holder": "", "partners": ["192.168.80.32", "192.168.80.99"]}
     [found] = vip_problems(lb01={"vip": vip})
     assert found.startswith("lb01: 192.168.80.99 has shared api_vip with it, is not in the group lb any more, and is")
+    assert found.endswith("delete it from unicast_peer in /opt/kubernetes/lb/keepalived.conf of lb01")
     known = {"lb01": {**GOOD, **LB, "vip": vip}}
     assert preflight.vip_problems(build_ha(), known, ["192.168.80.99"]) == []
     # It is a node now: the run takes the address from it, when it is in the run.
     vip["partners"] = [build_ha().machine("node01").address]
     assert vip_problems(lb01={"vip": vip}) == []
     assert len(preflight.vip_problems(build_ha(), {"lb01": {**GOOD, **LB, "vip": vip}})) == 1
+
+
+def test_only_runs_that_change_load_balancers_are_refused_for_who_holds_the_virtual_address() -> None:
+    every = set(stages.STAGES)
+    assert preflight.changes_balancers(every, None, restoring=False)
+    assert preflight.changes_balancers(every, "keep", restoring=False)
+    assert not preflight.changes_balancers(every - {"lb"}, None, restoring=False)
+    assert not preflight.changes_balancers(every, "keep", restoring=True)
+    assert not preflight.changes_balancers(every, "none", restoring=False)
 
 
 def test_a_virtual_address_of_no_network_of_the_machine() -> None:

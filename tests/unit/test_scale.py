@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_topology import GROUPS, HA_GROUPS, HA_HOSTS, HOSTS, build, build_ha
 
 from kubewright import scale
 from kubewright.errors import UserError
 from kubewright.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def machines(**groups: Any) -> dict[str, Any]:
@@ -117,8 +121,15 @@ def test_a_name_that_nobody_knows_is_no_success() -> None:
 
 def test_who_failed_on_the_way_may_still_need_the_machine() -> None:
     with pytest.raises(UserError, match=r"^node01 failed on the way \(above\), so the removal of node02 stops"):
-        scale.check_complete(["master01", "node01"], ["master01"], ["node02"])
-    scale.check_complete(["master01"], ["master01", "node01"], ["node02"])
+        scale.check_complete(["master01", "node01"], ["master01"], "the removal of node02")
+    scale.check_complete(["master01"], ["master01", "node01"], "the removal of node02")
+
+
+@pytest.mark.parametrize("playbook", ["add", "remove"])
+def test_nothing_is_said_to_be_done_when_a_machine_failed_on_the_way(playbook: str) -> None:
+    plays = yaml.safe_load((ROOT / f"playbooks/ops/{playbook}.yml").read_text())
+    assert plays[-1]["name"] == "Summary"
+    assert [task.get("kubewright_scale") for task in plays[-1]["tasks"]] == [{"operation": "complete"}, None]
 
 
 def test_who_is_not_empty_has_not_left() -> None:
@@ -131,9 +142,12 @@ def test_who_is_not_empty_has_not_left() -> None:
 
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="not told which machine"):
-        scale.check_added([], machines())
+        scale.check_added([], machines(), [])
     with pytest.raises(UserError, match="did you mean node02"):
-        scale.check_added(["node03"], machines())
+        scale.check_added(["node03"], machines(), [])
+    with pytest.raises(UserError, match=r"^node02 cannot be reached, .* so it cannot join"):
+        scale.check_added(["node01", "node02"], machines(), ["master01", "node01"])
+    scale.check_added(["node02"], machines(), ["node02"])
     with pytest.raises(UserError, match="cannot be reached"):
         scale.check_leaving(moved("node02"), [], dead=False, limit=None)
     with pytest.raises(UserError, match="without --limit"):

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from kubewright import runlock
 from kubewright.errors import UserError
 from kubewright.turnstile import Turnstile
 
@@ -101,6 +105,54 @@ def test_what_is_only_started_goes_first(tmp_path: Path) -> None:
         Turnstile(tmp_path, "a", HOSTS).turn(last=False, patience=9),
     ):
         raise AssertionError("had a turn")
+
+
+# A run and its workers, which are sessions of their own as those of Ansible are.
+RUN = """
+import os, sys, time
+from pathlib import Path
+from kubewright import runlock
+from kubewright.turnstile import Turnstile
+directory = Path(sys.argv[1])
+runlock.current = runlock.Run(directory / "journal", "ansible-playbook site.yml", time.time())
+for host in "abc":
+    if not os.fork():
+        os.setsid()
+        try:
+            with Turnstile(directory / "t", host, "abc") as turnstile, turnstile.turn(last=False, patience=10):
+                (directory / f"begun {host}").touch()
+                time.sleep(0.5)
+        finally:
+            (directory / f"ended {host}").touch()
+            os._exit(0)
+time.sleep(60)
+"""
+
+
+def test_nobody_gets_a_turn_after_the_run(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)]) as run:
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob("begun *")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        run.kill()
+    while len(list(tmp_path.glob("ended *"))) < len(HOSTS) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(list(tmp_path.glob("ended *"))) == len(HOSTS)
+    assert len(list(tmp_path.glob("begun *"))) == 1
+
+
+def test_nobody_gets_a_turn_when_somebody_else_has_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runlock.Run(tmp_path / "journal", "ansible-playbook site.yml", 0.0)
+    monkeypatch.setattr(runlock, "current", run)
+    with Turnstile(tmp_path / "t", "a", ["a"]) as turnstile, turnstile.turn(last=False, patience=0.1):
+        pass
+    os.write(run.tell, b"eve@ci\n")
+    turnstile = Turnstile(tmp_path / "t2", "a", ["a"])
+    with pytest.raises(UserError, match="lost its lock"), turnstile, turnstile.turn(last=False, patience=0.1):
+        raise AssertionError("had a turn")
+    # It is still there for the run itself.
+    assert run.lost_to() == "eve@ci"
+    run.end()
 
 
 def test_patience_ends(tmp_path: Path) -> None:
