@@ -54,6 +54,8 @@ class ActionModule(ActionBase):
             os.environ.get("KUBEWRIGHT_BACKUP_PASSPHRASE", ""),
         )
         directory, pki, secrets = (Path(str(args[name])) for name in ("directory", "pki", "secrets"))
+        for place in (pki, secrets):
+            backup_store.clear(place.parent)
         problems = backup_store.target_problems(args.get("targets") or [])
         problems += [
             f"{path} is not there, and a backup without it is of no use; run this where the cluster was made"

@@ -13,8 +13,13 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from kubewright import backup, backup_archive, backup_store, confirmation, explain, restore
+from kubewright import backup, backup_archive, backup_store, custody, explain, restore
 from kubewright.errors import UserError
+
+_OTHER_TEMPORARY = "make room there, or set Ansible's local_tmp (ANSIBLE_LOCAL_TEMP) to another place"
+# Nothing secret but what is compared, and removed at once.
+_COMPARED = [f"secrets/{custody.ENCRYPTION_KEY}"]
+_COMPARED += [f"pki/{name[:-4]}{suffix}.pem" for name in custody.CAS for suffix in ("", "-bundle")]
 
 
 class ActionModule(ActionBase):
@@ -58,34 +63,46 @@ class ActionModule(ActionBase):
     def _path(self, name: str) -> Path:
         return Path(str(self._args[name]))
 
-    def _opened(self, cluster: str, directory: Path, wanted: Sequence[str] = ()) -> backup_archive.Opened:
+    def _opened(self, cluster: str, directory: Path, wanted: Sequence[str]) -> backup_archive.Opened:
         path = backup_store.find(str(self._args["source"]), self._path("directory"), cluster)
         # The archive is compressed: of how much is only known afterwards.
-        backup_store.need_room(directory.parent, 4 * path.stat().st_size, "the contents of the backup")
+        hint = _OTHER_TEMPORARY if directory == self._work else "make room there"
+        backup_store.need_room(directory.parent, 4 * path.stat().st_size, "the contents of the backup", hint)
         directory.mkdir(mode=0o700, exist_ok=True)
         opened = backup_archive.opened(path, self._secret(), Path(tempfile.mkdtemp(dir=directory)), wanted)
         self._refuse_foreign(opened, cluster, backup.cas(self._path("pki")))
         return opened
 
+    def _replaces(self) -> bool:
+        """Whether pki/ and secrets/ of the controller become those of the backup."""
+        machines = self._vars["groups"].get("etcd", [])
+        return self._variable("etcd_restore_secrets") == "replace" and self._args["source"] not in ["", *machines]
+
     def _custody(self) -> dict[str, Any]:
-        """Before the preflight, which refuses a controller without the cluster's CAs."""
-        source, name = str(self._args["source"]), str(self._args["name"])
-        places = {"pki": self._path("pki"), "secrets": self._path("secrets")}
-        empty = [place for place in places.values() if not (place.is_dir() and any(place.iterdir()))]
-        replace = self._variable("etcd_restore_secrets") == "replace"
-        if not source or source in self._vars["groups"].get("etcd", []) or not (empty or replace):
+        """Before the preflight, which refuses a controller without the cluster's CAs: what the controller has stays."""
+        source = str(self._args["source"])
+        places = [self._path("pki"), self._path("secrets")]
+        for place in places:
+            backup_store.clear(place.parent)
+        full = [place.is_dir() and any(place.iterdir()) for place in places]
+        if not source or source in self._vars["groups"].get("etcd", []) or all(full):
             return {"changed": False, "lines": []}
-        full = [place for place in places.values() if place not in empty]
+        return self._taken(str(self._args["name"]), restore.moment(), replace=False)
+
+    def _exchange(self) -> dict[str, Any]:
+        """With the cluster's lock, and when nothing is left that could refuse the restore."""
+        if not self._replaces():
+            return {"changed": False, "lines": []}
+        cluster = str(self._vars["ansible_facts"]["cluster"]["name"])
+        return self._taken(cluster, str(self._args["plan"]["moment"]), replace=True)
+
+    def _taken(self, cluster: str, moment: str, *, replace: bool) -> dict[str, Any]:
+        places = {"pki": self._path("pki"), "secrets": self._path("secrets")}
         # Keys lie in plain beside where they belong, and only as long as this takes.
         with backup_store.workplace(places["secrets"].parent) as work:
-            opened = self._opened(name, work, [f"{prefix}/" for prefix in places])
+            opened = self._opened(cluster, work, [f"{prefix}/" for prefix in places])
             if self._task.check_mode:
                 return {"changed": True, "lines": [f"would restore {prefix}" for prefix in places]}
-            if replace and full:
-                said = self._vars.get("confirm")
-                doing = f"replaces {' and '.join(map(str, full))} by what is in {opened.path}"
-                confirmation.check(doing, name, None if said is None else str(self._templar.template(said)))
-            moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
             told = [backup.custody(opened.directory, p, t, moment, replace=replace) for p, t in places.items()]
         return {"changed": any(told), "lines": [line for line in told if line]}
 
@@ -115,8 +132,7 @@ class ActionModule(ActionBase):
                 "\n  ".join(["etcd_restore_from says nothing: what should be restored? There are", *lines]),
                 "-e etcd_restore_from=latest, a file, or the name of the machine whose data is to be kept",
             )
-        moment = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-        plan: dict[str, Any] = {"moment": moment, "machine": "", "revision": 0}
+        plan: dict[str, Any] = {"moment": restore.moment(), "machine": "", "revision": 0}
         problems = []
         if source in names:
             left = remains.get(source)
@@ -125,10 +141,12 @@ class ActionModule(ActionBase):
             if left["lacks"]:
                 raise UserError(f"{source}: {left['lacks']}")
             size, plan["machine"] = int(left["size"]), source
+            # It comes here when nothing runs any more.
+            backup_store.need_room(self._work.parent, size, f"the data of {source}", _OTHER_TEMPORARY)
             what = f"the data of {source}"
         else:
-            opened = self._opened(cluster, self._work)
-            reason = "" if rehearsal else backup.differing(opened.manifest, self._path("secrets"))
+            opened = self._opened(cluster, self._work, [] if rehearsal else _COMPARED)
+            reason = "" if rehearsal else self._keys_reason(opened.directory)
             if reason:
                 raise UserError(f"{opened.path}: {reason}")
             known = opened.manifest["etcd"]
@@ -147,12 +165,37 @@ class ActionModule(ActionBase):
             problems += restore.problems(names, remains, size, str(self._args["data"]), away)
         if problems:
             raise UserError("\n  ".join(["nothing has been done:", *problems]))
-        healthy = sum(one["healthy"] for one in seen)
+        doing = self._question(
+            what, names, sum(one["healthy"] for one in seen), replaces=not rehearsal and self._replaces()
+        )
+        return {"changed": False, "plan": plan, "doing": doing, "lines": [*lines, f"restoring: {what}"], "what": what}
+
+    def _question(self, what: str, names: list[str], healthy: int, *, replaces: bool) -> str:
+        cluster = self._vars["ansible_facts"]["cluster"]["name"]
         doing = (
             f"stops the API, and makes {what}, the data of all etcd members of {cluster} ({', '.join(names)}; "
             f"{healthy} of {len(names)} are healthy now). What was written since is lost; their data is moved aside"
         )
-        return {"changed": False, "plan": plan, "doing": doing, "lines": [*lines, f"restoring: {what}"], "what": what}
+        if replaces:
+            doing += f", as are {self._path('pki')} and {self._path('secrets')}, which become those of the backup"
+        return doing
+
+    def _keys_reason(self, directory: Path) -> str:
+        """Why what a backup was made with and what the cluster has do not go together; empty when they do."""
+        try:
+            if not self._replaces():
+                return backup.differing(directory, self._path("secrets"))
+        finally:
+            (directory / _COMPARED[0]).unlink(missing_ok=True)
+        hostvars = self._vars["hostvars"]
+        answers = {name: hostvars[name].get("preflight_machine") or {} for name in self._vars["groups"]["all"]}
+        lost = backup.cut_off(directory / "pki", {n: one["facts"] for n, one in answers.items() if "facts" in one})
+        if not lost:
+            return ""
+        return (
+            f"{', '.join(lost)}: trust other CAs than those in its pki/, so they would be cut off: nothing has been "
+            "done\n  without etcd_restore_secrets=replace the controller keeps its own"
+        )
 
     def _asked(self, machine: str) -> bool:
         """Whether a machine is in this run and answered the preflight."""

@@ -12,13 +12,14 @@ options:
     description:
       - C(custody) gives a controller without pki and secrets those of the backup.
       - C(open) checks everything that can be known before, and says what the restore will do.
+      - C(exchange) replaces pki and secrets of the controller by those of the backup, where that is asked for.
       - C(member) says what has to be done to give one member new data.
       - C(salvage) gets a snapshot out of the data of this machine. C(place) makes it the data of this machine's member.
       - C(rehearse) restores it into a member of its own, and removes that.
       - C(restart) restarts services that remember what was. C(check) waits until kubelets write to the API.
     type: str
     required: true
-    choices: [custody, open, member, salvage, place, rehearse, restart, check]
+    choices: [custody, open, exchange, member, salvage, place, rehearse, restart, check]
   name:
     description: Name of the cluster, for C(custody), before it is computed.
     type: str
@@ -26,7 +27,7 @@ options:
     description: The machine whose member gets new data, for C(member).
     type: str
   source:
-    description: What is restored, for C(custody) and C(open).
+    description: What is restored, for C(custody), C(open) and C(exchange).
     type: str
   rehearsal:
     description: C(open) for a rehearsal, which touches no member.
@@ -37,7 +38,7 @@ options:
     type: list
     elements: dict
   directory:
-    description: Where backups are kept, for C(custody) and C(open).
+    description: Where backups are kept, for C(custody), C(open) and C(exchange).
     type: path
   pki:
     description: The PKI directory, on the controller.
@@ -55,7 +56,7 @@ options:
     description: Paths of ca, cert, key, server_cert and server_key on the machine.
     type: dict
   plan:
-    description: What C(open) returned, for C(place) and C(rehearse).
+    description: What C(open) returned, for C(exchange), C(place) and C(rehearse).
     type: dict
   flannel_config:
     description: Key of flannel's configuration, for C(rehearse).

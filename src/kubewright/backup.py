@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kubewright.backup_store import PARTIAL
+from kubewright import custody as held
+from kubewright import keyring
+from kubewright.backup_store import partial
 from kubewright.errors import UserError
 from kubewright.machine.facts import certificates
 
@@ -72,21 +73,42 @@ def foreign(manifest: Mapping[str, Any], cluster: str, own: Iterable[str]) -> st
     return ""
 
 
-def differing(manifest: Mapping[str, Any], secrets: Path) -> str:
-    """Why Secrets of a backup could not be read with what this controller has; empty when they could."""
-    kept, own = manifest["parts"].get("secrets/encryption_key"), secrets / "encryption_key"
-    if kept and own.is_file():
-        key = own.read_bytes().strip()
-        # It is told by its digest, so that it need not be unpacked.
-        same = kept["sha256"] in {hashlib.sha256(text).hexdigest() for text in (own.read_bytes(), key, key + b"\n")}
-    else:
-        same = True
-    if not same:
-        return (
-            f"Secrets of the backup are encrypted with another key than that in {secrets}; to take pki/ and secrets/ "
-            "of the backup, add -e etcd_restore_secrets=replace: those that are there are moved aside"
+def differing(directory: Path, secrets: Path) -> str:
+    """Why Secrets of an opened backup could not be read with what this controller has; empty when they could."""
+    kept, own = (place / held.ENCRYPTION_KEY for place in (directory / "secrets", secrets))
+    if not (kept.is_file() and own.is_file()):
+        return ""
+    ours = keyring.parse(own.read_text())
+    lacking = [key for key in keyring.parse(kept.read_text()) if key not in ours]
+    if not lacking:
+        return ""
+    names = ", ".join(key.name for key in lacking)
+    ways = [
+        f"-e etcd_restore_secrets=replace takes pki/ and secrets/ of the backup; {secrets} and its like are moved aside"
+    ]
+    # The API server finds a key by its name.
+    if not {key.name for key in lacking} & {key.name for key in ours}:
+        former = f"{secrets / keyring.RETIRED} has those of before a rotation"
+        ways.insert(
+            0, f"add the line {lacking[0].name}:KEY behind the keys that are there ({former}), and run again; or"
         )
-    return ""
+    return "\n  ".join(
+        [f"its Secrets are encrypted with a key, {names}, that {own} lacks: nothing has been done", *ways]
+    )
+
+
+def cut_off(pki: Path, facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Machines that would not trust what a PKI directory issues. `facts`: machine -> {cas} of the preflight."""
+    found = set()
+    for name, path in held.CAS.items():
+        files = [one for one in (pki / name, pki / f"{name[:-4]}-bundle.pem") if one.is_file()]
+        ours = {digest for one in files for digest in certificates(one.read_text(errors="replace"))}
+        found |= {who for who, known in facts.items() if path in known["cas"] and not ours & {*known["cas"][path]}}
+    return sorted(found)
+
+
+def _content(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def custody(directory: Path, prefix: str, target: Path, moment: str, *, replace: bool) -> str:
@@ -95,10 +117,11 @@ def custody(directory: Path, prefix: str, target: Path, moment: str, *, replace:
     What was there is moved to NAME.before-MOMENT. Returns what was done; empty when the controller keeps its own.
     """
     source = directory / prefix
-    if not source.is_dir() or (target.is_dir() and any(target.iterdir()) and not replace):
+    full = target.is_dir() and any(target.iterdir())
+    if not source.is_dir() or (full and (not replace or _content(source) == _content(target))):
         return ""
     told = f"{target} restored from the backup"
-    staged = target.with_name(f"{PARTIAL}{target.name}")
+    staged = partial(target.parent, target.name)
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(source, staged)
     staged.chmod(0o700)

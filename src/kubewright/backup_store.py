@@ -63,7 +63,10 @@ def find(wanted: str, directory: Path, cluster: str) -> Path:
     raise UserError(f"{wanted}: no such backup", f"in {directory} there are: {names}")
 
 
-def need_room(directory: Path, wanted: int, what: str) -> None:
+_ANOTHER_PLACE = "make room there, or set etcd_backup_directory to another place"
+
+
+def need_room(directory: Path, wanted: int, what: str, hint: str = _ANOTHER_PLACE) -> None:
     """UserError when the file system of `directory`, which need not exist yet, has not so many bytes free."""
     place = directory
     while not place.exists():
@@ -73,17 +76,29 @@ def need_room(directory: Path, wanted: int, what: str) -> None:
         raise UserError(
             f"{directory} on the controller has {free >> 20} MiB free, {(wanted + _MARGIN) >> 20} MiB are needed for "
             f"{what}: nothing has been done",
-            "make room there, or set etcd_backup_directory to another place",
+            hint,
         )
+
+
+def partial(directory: Path, name: str = "") -> Path:
+    """Where this process makes something below `directory` that `clear` removes when it was killed meanwhile."""
+    return directory / f"{PARTIAL}{os.getpid()}-{name}"
+
+
+def clear(directory: Path) -> None:
+    """Remove what killed runs left in plain, and nothing of those that live: this is before the cluster's lock."""
+    for left in directory.glob(f"{PARTIAL}*"):
+        owner = left.name.removeprefix(PARTIAL).partition("-")[0]
+        if not (owner.isdecimal() and Path("/proc", owner).exists()):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
 def workplace(directory: Path) -> Iterator[Path]:
     """A directory (0700) for what is not finished, below `directory`; gone afterwards, and what a killed run left."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in directory.glob(f"{PARTIAL}*"):
-        shutil.rmtree(left, ignore_errors=True)
-    path = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=directory))
+    clear(directory)
+    path = Path(tempfile.mkdtemp(prefix=partial(directory).name, dir=directory))
     try:
         yield path
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from kubewright import backup_store, versions
 from kubewright.machine import etcd_status
 
 _SPARE = 64 << 20
+
+
+def moment() -> str:
+    """Now, as in the names of what a restore moves aside."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
 def states(members: Sequence[Mapping[str, Any]], remains: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -20,6 +20,13 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in reply.stdout.split("\0") if name]
 
 
+def test_git_sees_no_keys() -> None:
+    for inventory in ("inventories/mine", "molecule/inventory", "molecule/etcd-restore/inventory"):
+        for name in (".partial-1-x/encryption_key", "pki.before-NOW/ca-key.pem", "secrets/encryption_key"):
+            asked = ["git", "check-ignore", "-q", "--no-index", f"{inventory}/{name}"]
+            assert subprocess.run(asked, cwd=ROOT, check=False).returncode == 0, f"{inventory}/{name}"
+
+
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_role_has_the_same_files(role: Path) -> None:
     for name in ("README.md", "defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):

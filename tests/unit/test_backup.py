@@ -125,7 +125,11 @@ class Controller:
         self.backups.mkdir(exist_ok=True)
         moment = datetime.datetime(2026, 1, 1, hour, tzinfo=datetime.UTC)
         path = self.backups / backup_store.name_of(self.name, moment, 7)
-        facts: dict[str, Any] = {"cluster": self.name, "created": moment.isoformat(), "etcd": {"revision": 7}}
+        facts: dict[str, Any] = {
+            "cluster": self.name,
+            "created": moment.isoformat(),
+            "etcd": {"revision": 7, "version": "3.4.0"},
+        }
         facts["cas"] = backup.cas(self.pki)
         source = snapshot(self.home / "snapshot.db", content)
         backup_archive.write(path, SECRET, facts, source, {"pki": self.pki, "secrets": self.secrets})
@@ -197,49 +201,134 @@ def test_custody_is_taken_where_there_is_none_only(ours: Controller, tmp_path: P
     assert not (pki / "mine").exists()
 
 
-def custody_step(ours: Controller, work: Path, confirm: str | None) -> dict[str, Any]:
+def action(ours: Controller, work: Path, **variables: Any) -> Any:
     spec = importlib.util.spec_from_file_location("restore_action", ROOT / "action_plugins/kubewright_restore.py")
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
-    action = object.__new__(module.ActionModule)
-    action._args = {"source": "latest", "name": "lab", "directory": str(ours.backups)}
-    action._args |= {"pki": str(ours.pki), "secrets": str(ours.secrets)}
-    action._vars = {"groups": {}, "etcd_restore_secrets": "replace", "etcd_backup_passphrase": SECRET}
-    action._vars |= {"confirm": confirm} if confirm else {}
-    action._templar = SimpleNamespace(template=lambda value: value)
-    action._task = SimpleNamespace(check_mode=False)
-    action._work = work
-    done: dict[str, Any] = action._custody()
-    return done
+    made = object.__new__(module.ActionModule)
+    made._args = {"source": "latest", "name": "lab", "directory": str(ours.backups), "data": "/var/lib/etcd"}
+    made._args |= {"pki": str(ours.pki), "secrets": str(ours.secrets), "plan": {"moment": "NOW"}, "tls": {}}
+    made._args["members"] = [{"name": "m1", "url": ""}]
+    made._vars = {"groups": {"etcd": ["m1"], "all": ["m1"]}, "etcd_backup_passphrase": SECRET, **variables}
+    made._vars["ansible_facts"] = {"cluster": {"name": "lab", "machines": {"m1": {"name": "m1", "is_master": False}}}}
+    made._templar = SimpleNamespace(template=lambda value: value)
+    made._task = SimpleNamespace(check_mode=False)
+    made._work = work
+    seen = {"name": "m1", "healthy": True, "answers": True, "revision": 9}
+    made._ask = lambda _, **__: {"members": [seen]}
+    return made
 
 
-def test_secrets_are_not_replaced_without_a_word_where_only_pki_is_gone(ours: Controller, tmp_path: Path) -> None:
+def machine(free: int = 1 << 30, **cas: list[str]) -> dict[str, Any]:
+    """What a machine said in a run."""
+    way = {"path": "/tmp/way", "free": free, "same": True}  # noqa: S108
+    left = {"data": True, "interrupted": False, "lacks": "", "size": 5000, "free": free, "revision": 9, "transfer": way}
+    return {"etcd_remains": {"result": left}, "preflight_machine": {"facts": {"cas": cas}}}
+
+
+def test_nothing_is_replaced_before_everything_that_may_refuse(ours: Controller) -> None:
     ours.back_up()
+    (ours.secrets / "encryption_key").write_text("rotated")
+    (ours.home / "work").mkdir()
+    step = action(ours, ours.home / "work/x", etcd_restore_secrets="replace", hostvars={"m1": machine(free=1 << 20)})
+    assert step._custody() == {"changed": False, "lines": []}
+    with pytest.raises(UserError, match="m1: /var/lib/etcd has 1 MiB free"):
+        step._open()
+    assert (ours.secrets / "encryption_key").read_text() == "rotated"
+    assert names(ours.home) == ["backups", "pki", "secrets", "snapshot.db", "work"]
+    step._vars["hostvars"] = {"m1": machine()}
+    assert f"{ours.pki} and {ours.secrets}, which become those of the backup" in step._open()["doing"]
+    assert not [path for path in (ours.home / "work").rglob("*") if path.name.startswith("encryption_key")]
+    assert step._exchange()["lines"] == [
+        f"{ours.secrets} restored from the backup, the one before is {ours.secrets}.before-NOW"
+    ]
+    assert (ours.secrets / "encryption_key").read_text() == "onesecret"
+    assert (ours.home / "secrets.before-NOW/encryption_key").read_text() == "rotated"
+    assert step._exchange() == {"changed": False, "lines": []}
+
+
+def test_what_is_not_asked_for_is_not_replaced(ours: Controller, tmp_path: Path) -> None:
+    ours.back_up()
+    for source, secrets in (("latest", "keep"), ("", "replace"), ("m1", "replace")):
+        step = action(ours, tmp_path / "work", etcd_restore_secrets=secrets)
+        step._args["source"] = source
+        assert step._exchange() == {"changed": False, "lines": []}
+    # One of the two is gone: the other one stays.
     shutil.rmtree(ours.pki)
     (ours.secrets / "encryption_key").write_text("rotated")
-    with pytest.raises(UserError, match="add -e confirm=lab") as caught:
-        custody_step(ours, tmp_path / "work", None)
-    assert f"replaces {ours.secrets} by what is in" in str(caught.value)
+    action(ours, tmp_path / "work", etcd_restore_secrets="replace")._custody()
     assert (ours.secrets / "encryption_key").read_text() == "rotated"
-    custody_step(ours, tmp_path / "work", "lab")
-    assert (ours.secrets / "encryption_key").read_text() == "onesecret"
     assert (ours.pki / "etcd-ca-key.pem").exists()
-    assert [one for one in names(ours.home) if one.startswith(".")] == []
 
 
-def test_another_encryption_key_is_seen(ours: Controller, tmp_path: Path) -> None:
-    found = backup_archive.opened(ours.back_up(), SECRET, tmp_path / "out")
-    # Nothing but the snapshot was unpacked.
-    assert names(tmp_path / "out") == ["etcd"]
-    assert backup.differing(found.manifest, ours.secrets) == ""
-    (ours.secrets / "encryption_key").write_text("onesecret\n")
-    assert backup.differing(found.manifest, ours.secrets) == ""
-    (ours.secrets / "encryption_key").write_text("rotated")
-    said = backup.differing(found.manifest, ours.secrets)
-    assert "another key" in said
+def test_machines_are_not_cut_off_by_the_cas_of_a_backup(ours: Controller, tmp_path: Path) -> None:
+    ours.back_up()
+    path = "/opt/etcd/ssl/ca.pem"
+    own = backup.certificates((ours.pki / "etcd-ca.pem").read_text())
+    (tmp_path / "work").mkdir()
+    for digests, refused in ((own, False), (["of another"], True)):
+        step = action(
+            ours, tmp_path / "work/x", etcd_restore_secrets="replace", hostvars={"m1": machine(**{path: digests})}
+        )
+        if refused:
+            with pytest.raises(UserError, match="m1: trust other CAs than those in its pki/"):
+                step._open()
+        else:
+            step._open()
+    assert not list((tmp_path / "work").rglob("*-key.pem"))
+
+
+def test_the_controllers_disk_is_asked_before_the_data_of_a_machine_is_fetched(
+    ours: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = action(ours, tmp_path / "work", hostvars={"m1": machine()})
+    step._args["source"] = "m1"
+    assert step._open()["plan"]["machine"] == "m1"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 20))
+    with pytest.raises(UserError, match=r"are needed for the data of m1: nothing has been done") as caught:
+        step._open()
+    assert "local_tmp" in str(caught.value)
+    assert "etcd_backup_directory" not in str(caught.value)
+
+
+def test_keys_that_a_killed_run_left_go_with_the_next_whatever_it_does(ours: Controller, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f"{ended.pid}-x", f"{ended.pid}-pki", "old", f"{os.getpid()}-x"):
+        (ours.home / f".partial-{name}").mkdir()
+        (ours.home / f".partial-{name}/encryption_key").write_text("plain")
+    action(ours, tmp_path / "work")._custody()
+    # Another run may be at it: the cluster's lock is only taken after this.
+    assert [one for one in names(ours.home) if one.startswith(".")] == [f".partial-{os.getpid()}-x"]
+
+
+ONE, TWO = "1" * 32, "2" * 32
+
+
+@pytest.mark.parametrize("own", [ONE, f"{ONE}\n", f"key1:{ONE}", f"key2:{TWO}\nkey1:{ONE}\n"])
+def test_a_key_that_is_there_is_found_wherever_it_stands(ours: Controller, tmp_path: Path, own: str) -> None:
+    (ours.secrets / "encryption_key").write_text(ONE)
+    found = backup_archive.opened(ours.back_up(), SECRET, tmp_path / "out", ["secrets/encryption_key"])
+    # Nothing but this and the snapshot was unpacked.
+    assert sorted(one.name for one in found.directory.rglob("*") if one.is_file()) == ["encryption_key", "snapshot.db"]
+    (ours.secrets / "encryption_key").write_text(own)
+    assert backup.differing(found.directory, ours.secrets) == ""
+
+
+def test_another_encryption_key_is_seen_and_both_ways_are_named(ours: Controller, tmp_path: Path) -> None:
+    (ours.secrets / "encryption_key").write_text(ONE)
+    backup_archive.read(ours.back_up(), SECRET, tmp_path / "out")
+    (ours.secrets / "encryption_key").write_text(f"key2:{TWO}")
+    said = backup.differing(tmp_path / "out", ours.secrets)
+    assert said.startswith("its Secrets are encrypted with a key, key1, that ")
+    assert said.index("add the line key1:KEY") < said.index("etcd_restore_secrets=")
+    assert ONE not in said + TWO
     specs = yaml.safe_load((ROOT / "roles/etcd/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
     value = re.findall(r"-e etcd_restore_secrets=(\w+)", said)
     assert value[0] in specs["options"]["etcd_restore_secrets"]["choices"]
+    # Of two with one name, the API server would take the wrong one.
+    (ours.secrets / "encryption_key").write_text(TWO)
+    assert "add the line" not in backup.differing(tmp_path / "out", ours.secrets)
 
 
 def test_a_key_that_is_a_link_is_taken_along(ours: Controller, tmp_path: Path) -> None:

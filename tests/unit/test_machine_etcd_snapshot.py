@@ -316,7 +316,8 @@ def test_alarms_of_members_that_are_gone_are_lifted(living: Member) -> None:
     living.put("/x", "y")
     assert etcd_upkeep.forget(living.listed, {}) == []
     raised(living, "CORRUPT")
-    assert etcd_upkeep.maintain(living.listed, {}, limits, False)["corrupt"] == ["one"]
+    done = etcd_upkeep.maintain(living.listed, {}, limits, False)
+    assert (done["corrupt"], done["left"]) == (["one"], ["alarm CORRUPT of one"])
     with pytest.raises(etcd.EtcdError):
         living.put("/x", "y")
 
@@ -341,6 +342,16 @@ def test_a_snapshot_with_alarms_is_restored_and_freed_of_them(living: Member, pr
         again.stop()
 
 
+def test_what_still_stops_all_writes_is_told(living: Member) -> None:
+    limits = {"threshold": 30, "smallest": 1 << 30, "quota": 1024}
+    [full] = etcd_upkeep.maintain(living.listed, {}, limits, False)["left"]
+    assert full.startswith("one is full: ")
+    raised(living, "NOSPACE")
+    assert etcd_upkeep.maintain(living.listed, {}, limits, False)["left"] == ["alarm NOSPACE of one"]
+    # Foretold is nothing.
+    assert etcd_upkeep.maintain(living.listed, {}, limits, True)["left"] == []
+
+
 def test_a_damaged_transfer_changes_nothing(living: Member, tmp_path: Path) -> None:
     taken = etcd_snapshot.lend(living.listed, {}, str(tmp_path / "s"), "", "root")
     with pytest.raises(etcd_snapshot.SnapshotError, match="damaged on its way"):
@@ -357,6 +368,7 @@ def test_a_member_without_space_gets_some_and_loses_its_alarm(living: Member) ->
     assert foreseen["before"][0]["alarms"] == ["NOSPACE"]
     done = etcd_upkeep.maintain(living.listed, {}, limits, False)
     assert done["told"] == ["one: alarm NOSPACE lifted"]
+    assert done["left"] == []
     assert done["done"][0]["after"] < done["done"][0]["before"] / 4
     assert done["after"][0]["alarms"] == []
     living.put("/big", "small")

@@ -126,7 +126,8 @@ def forget(members: list[dict[str, str]], tls: dict[str, str]) -> list[str]:
 def maintain(members: list[dict[str, str]], tls: dict[str, str], limits: dict[str, Any], check: bool) -> dict[str, Any]:
     """Survey, defragment what is worth it, lift alarms. `limits`: {threshold, smallest, quota}.
 
-    Returns {before, after: surveys, done: [{name, before, after, seconds}], told: sentences, corrupt: names}.
+    Returns {before, after: surveys, done: [{name, before, after, seconds}], told: sentences, corrupt: names,
+    left: why nothing can be written all the same}.
     """
     before = etcd_status.survey(members, tls)
     space = any(alarm == "NOSPACE" for _, alarm in etcd_status.alarms(before, tls))
@@ -141,10 +142,20 @@ def maintain(members: list[dict[str, str]], tls: dict[str, str], limits: dict[st
         done = [
             {"name": one["name"], "before": one["db_size"], "after": one["db_used"], "seconds": 0.0} for one in todo
         ]
-        return {"before": before, "after": before, "done": done, "told": told, "corrupt": corrupt}
+        return {"before": before, "after": before, "done": done, "told": told, "corrupt": corrupt, "left": []}
     done = [_defragment(one, tls) for one in todo]
     told += lift(etcd_status.survey(members, tls), tls, limits["quota"])
-    return {"before": before, "after": etcd_status.survey(members, tls), "done": done, "told": told, "corrupt": corrupt}
+    after = etcd_status.survey(members, tls)
+    left = _left(after, etcd_status.alarms(after, tls), limits["quota"])
+    return {"before": before, "after": after, "done": done, "told": told, "corrupt": corrupt, "left": left}
+
+
+def _left(members: list[dict[str, Any]], alarms: list[tuple[str, str]], quota: int) -> list[str]:
+    """What stops all writes: any alarm, also of a member that does not answer, and a database that will raise one."""
+    answering = {one["member"]: one for one in members if one["answers"]}
+    found = [f"alarm {alarm} of {answering[one]['name'] if one in answering else one}" for one, alarm in alarms]
+    full = [one for one in answering.values() if 0 < quota <= one["db_size"] and "NOSPACE" not in one["alarms"]]
+    return found + [f"{one['name']} is full: {etcd_status.megabytes(one['db_size'])}" for one in full]
 
 
 def _corrupt(members: list[dict[str, Any]]) -> list[str]:
