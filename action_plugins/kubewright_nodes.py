@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         version = "v1" if self._cluster["features"]["csr_api_v1"] else "v1beta1"
         self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
         try:
-            here = set(self._vars["ansible_play_hosts"])
+            here = set(self._task.args.get("required") or self._vars["ansible_play_hosts"])
             required = {name: node for name, node in wanted.items() if node["name"] in here}
             return self._bring(wanted, required, float(self._task.args["timeout"]))
         except UserError as error:
@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
     def _bring(
         self, wanted: dict[str, dict[str, Any]], required: dict[str, dict[str, Any]], timeout: float
     ) -> dict[str, Any]:
-        """`wanted` are all nodes of the inventory, `required` those that this run must bring up (--limit)."""
+        """`wanted` are all nodes of the inventory, `required` those that this task must bring up (--limit)."""
         approved: list[str] = []
         deadline = time.monotonic() + timeout
         paths = ["/api/v1/nodes", self._csrs, *(f"/api/v1/nodes/{name}{_KUBELET}" for name in required)]

@@ -13,6 +13,10 @@ options:
     type: list
     elements: dict
     required: true
+  required:
+    description: Names of those that have to register and answer; unless said, those of the play.
+    type: list
+    elements: str
   timeout:
     description: Seconds to wait.
     type: float

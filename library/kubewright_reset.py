@@ -58,7 +58,7 @@ left:
   elements: str
   returned: always
 member:
-  description: Whether there was data of an etcd member.
+  description: Whether data of an etcd member is here (still).
   type: bool
   returned: always
 """

@@ -139,7 +139,7 @@ def closing(
 ) -> tuple[str, list[str]]:
     """Title and lines of the summary. `hosts`: machine -> results of the module in the parts that it came to."""
     verb = "would be removed or put back" if check else "removed or put back"
-    lines, done = [], True
+    lines, done, bare = [], True, whole
     for name, results in hosts.items():
         # A look ahead finds in the last part, which is about all, what the parts before it would have removed.
         steps = len({step for result in results for step in result.get("steps", ())})
@@ -151,10 +151,14 @@ def closing(
             lines.append(f"{name}: not finished; the same command again goes on")
             done = False
         else:
-            lines.append(f"{name}: {steps} things {verb}" if steps else f"{name}: nothing is left")
+            # Of a member that is on no record; whoever installs etcd there again would have its data.
+            member = bool(results[-1].get("member"))
+            bare = bare and not member
+            idle = "nothing was done" if member else "nothing is left"
+            lines.append(f"{name}: {steps} things {verb}" if steps else f"{name}: {idle}")
         lines += [f"{name}: left: {line}" for line in left]
     if check:
         return "This would be removed", lines
     if not done:
         return "Some machines are not done", lines
-    return "The machines are bare" if whole else "The components are removed", lines
+    return "The machines are bare" if bare else "The components are removed", lines

@@ -39,6 +39,11 @@ def test_roles_name_no_inventory_group_but_the_documented_ones() -> None:
             assert group in ("etcd", "kube_master", "kube_node", "lb"), f"{path}: {group}"
 
 
+def test_whoever_asks_the_api_asks_a_master_that_has_one() -> None:
+    for path in (ROOT / "roles").rglob("*.yml"):
+        assert "groups['kube_master'] | intersect(ansible_play_hosts)" not in path.read_text(), path
+
+
 def test_command_and_shell_say_when_they_changed_something() -> None:
     for path in [*(ROOT / "roles").rglob("tasks/*.yml"), *(ROOT / "playbooks").rglob("*.yml")]:
         text = path.read_text()

@@ -232,10 +232,56 @@ def test_processes_are_found_by_control_group_and_end_though_they_ignore_it(monk
         ("/docker/buildkit/0123", True),
         ("/system.slice/docker-registry.service", False),
         ("/system.slice/kubepods-exporter.service", False),
+        # Of containers of others, and of somebody's rootless Docker.
+        ("/lxc.payload.c1/docker/" + "0" * 64, False),
+        ("/lxc.payload.c1/kubepods/burstable/podx/c", False),
+        ("/user.slice/user-1000.slice/user@1000.service/user.slice/docker-" + "0" * 64 + ".scope", False),
     ],
 )
 def test_control_groups_of_containers(path: str, matches: bool) -> None:
     assert bool(processes.CONTAINERS.search(path)) is matches
+
+
+@pytest.mark.parametrize(
+    ("unit", "slice_", "path", "matches"),
+    [
+        ("docker.service", "system.slice", "/system.slice/docker.service", True),
+        ("docker.service", "", "/system.slice/docker.service/init", True),
+        ("docker.service", "a-b.slice", "/a.slice/a-b.slice/docker.service", True),
+        ("docker.service", "-.slice", "/docker.service", True),
+        ("docker.service", "system.slice", "/system.slice/docker.service.d", False),
+        (
+            "docker.service",
+            "system.slice",
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service",
+            False,
+        ),
+        ("etcd.service", "system.slice", "/lxc.payload.c1/system.slice/etcd.service", False),
+        ("etcd.service", "", "/machine.slice/machine-x.scope/payload/system.slice/etcd.service", False),
+        ("etcd.service", "system.slice", "/system.slice/nested.service/system.slice/etcd.service", False),
+    ],
+)
+def test_the_control_group_of_a_unit_is_that_of_this_machine_s_systemd(
+    unit: str, slice_: str, path: str, matches: bool
+) -> None:
+    assert bool(processes.of_unit(unit, slice_).search(path)) is matches
+
+
+@pytest.mark.parametrize("root", ["", "/lxc/c1"])
+def test_control_groups_begin_where_those_of_the_machine_do(tmp_path: Path, root: str) -> None:
+    """A machine that is a container, of versions 1 and 2 of control groups, without a namespace of its own."""
+    groups = {
+        "1": f"1:name=systemd:{root}/init.scope\n2:memory:{root or '/'}\n",
+        "20": f"1:name=systemd:{root}/system.slice/etcd.service\n2:memory:{root}/system.slice\n",
+        "21": f"1:name=systemd:{root}/system.slice\n2:memory:{root}/system.slice/etcd.service\n",
+        "22": f"1:name=systemd:{root}/lxc.payload.c2/system.slice/etcd.service\n",
+        "23": "1:name=systemd:/../system.slice/etcd.service\n",
+    }
+    for number, text in groups.items():
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "cgroup").write_text(text)
+        (tmp_path / number / "stat").write_text(f"{number} (a) S 1")
+    assert processes.within(processes.of_unit("etcd.service", ""), str(tmp_path)) == [20, 21]
 
 
 @pytest.fixture
@@ -370,6 +416,7 @@ def test_data_of_etcd_goes_only_when_asked_with_snapshots_and_what_restores_move
     bring(machine, "etcd", [str(machine / "cfg")])
     ours = ["data/member/wal/0", "data/member.before-20260101T000000Z/x", "data/kubewright-restore.json"]
     ours += ["snapshots/etcd-20260101T000000Z-r5.db", "snapshots/.partial-1.db", "state/snapshots/before-upgrade.db"]
+    ours += ["snapshots/kubewright-scratch/data/member/snap/db"]
     for path in [*ours, "snapshots/of-others"]:
         files.write_atomic(str(machine / path), b"x", 0o600)
     options = places.Options(etcd_data=str(data))
@@ -382,6 +429,52 @@ def test_data_of_etcd_goes_only_when_asked_with_snapshots_and_what_restores_move
     assert [p for p in machine.rglob("*") if p.is_file()] == [machine / "snapshots" / "of-others"]
     assert not data.exists()
     assert not (machine / "state").exists()
+
+
+def test_data_that_a_part_kept_goes_with_the_whole_and_data_of_others_stays(machine: Path) -> None:
+    bring(machine, "etcd", [str(machine / "cfg")])
+    bring(machine, "b", [str(machine / "e")])
+    ours = machine / "data" / "member" / "wal"
+    snapshot = machine / "state" / "snapshots" / "before-upgrade.db"
+    # This Docker was never ours.
+    theirs = machine / "docker" / "overlay2" / "x"
+    for path in (ours, snapshot, theirs, machine / "data" / "foreign"):
+        files.write_atomic(str(path), b"x", 0o600)
+    options = places.Options(etcd_data=str(machine / "data"), docker_data=str(machine / "docker"))
+    part = removal.run(["etcd"], options, check=False)
+    assert (part["failures"], part["member"]) == ([], True)
+    again = removal.run(["etcd"], options, check=False)
+    assert (again["steps"], again["left"]) == ([], part["left"])
+    # Also where the inventory does not tell any more where it is.
+    elsewhere = options._replace(data=True, etcd_data=str(machine / "elsewhere"))
+    assert removal.run(["b"], elsewhere, check=True)["member"]
+    whole = removal.run(["all"], elsewhere, check=False)
+    assert (whole["components"], whole["failures"], whole["left"]) == (["b", "etcd"], [], [])
+    assert not whole["member"]
+    assert [p for p in sorted(machine.rglob("*")) if p.is_file()] == [machine / "data" / "foreign", theirs]
+    assert not (machine / "state").exists()
+
+
+def test_the_last_component_that_goes_in_part_leaves_the_record_of_its_data(machine: Path) -> None:
+    bring(machine, "docker", [str(machine / "cfg")])
+    files.write_atomic(str(machine / "docker" / "overlay2" / "x"), b"x", 0o600)
+    files.write_atomic(str(machine / "units" / "docker.service"), b"[Service]\nExecStart=/usr/bin/dockerd\n", 0o644)
+    options = places.Options(docker_data=str(machine / "docker"))
+    assert removal.run(["docker"], options, check=False)["failures"] == []
+    # Of a Docker that somebody has installed since, only what was kept for ours may go.
+    assert removal.present() == ["docker"]
+    ahead = removal.run(["all"], options._replace(data=True), check=True)["steps"]
+    assert ahead[:3] == [f"tree {machine}/docker/overlay2", f"directory {machine}/docker", "record docker"]
+    assert removal.run(["all"], options._replace(data=True), check=False)["failures"] == []
+    assert [p for p in machine.rglob("*") if p.is_file()] == [machine / "units" / "docker.service"]
+
+
+def test_data_of_a_member_that_is_on_no_record_is_named(machine: Path) -> None:
+    files.write_atomic(str(machine / "data" / "member" / "x"), b"x", 0o600)
+    options = places.Options(data=True, etcd_data=str(machine / "data"))
+    found = removal.run(["all"], options, check=False)
+    assert (found["steps"], found["member"]) == ([], True)
+    assert found["left"] == [f"{machine}/data/member: data of an etcd member, and no record says that it is ours"]
 
 
 def test_a_failure_is_named_and_keeps_the_record(machine: Path) -> None:

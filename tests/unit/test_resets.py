@@ -123,6 +123,20 @@ def test_the_summary_names_every_machine() -> None:
     assert resets.closing(done, [], whole=True, check=True)[0] == "This would be removed"
 
 
+def test_a_machine_with_data_of_a_member_is_not_bare() -> None:
+    left = "/data/member: data of an etcd member, and no record says that it is ours"
+    results = {
+        "n1": [{"steps": []}] * 3 + [{"steps": [], "left": [left], "member": True}],
+        "n2": [{"member": True}, {}, {}, {}],
+    }
+    assert resets.closing(results, [], whole=True, check=False) == (
+        "The components are removed",
+        ["n1: nothing was done", f"n1: left: {left}", "n2: nothing is left"],
+    )
+    del results["n1"]
+    assert resets.closing(results, [], whole=True, check=False)[0] == "The machines are bare"
+
+
 @pytest.mark.parametrize("results", [[], [{"steps": ["a"]}], [{}, {}, {}, {"unreachable": True}]])
 def test_a_machine_is_done_only_with_all_parts(results: list[dict[str, Any]]) -> None:
     assert resets.closing({"n1": results}, [], whole=True, check=False) == (

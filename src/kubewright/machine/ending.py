@@ -20,14 +20,15 @@ def stop(unit: str) -> None:
     subprocess.run(
         ["systemctl", "stop", "--no-block", unit], capture_output=True, check=False, timeout=_COMMAND_SECONDS
     )
+    state: dict[str, str] = {}
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        state = systemd.states([unit]).get(unit, {}).get("ActiveState")
-        if state in ("inactive", "failed", None):
+        state = systemd.states([unit]).get(unit, {})
+        if state.get("ActiveState") in ("inactive", "failed", None):
             break
         time.sleep(0.1)
     # Those that outlive their unit on purpose, as containerd does with docker, and those that hang.
-    _kill(processes.of_unit(unit), 0)
+    _kill(processes.of_unit(unit, state.get("Slice", "")), 0)
     systemd.reset_failed(unit)
 
 

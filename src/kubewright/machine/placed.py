@@ -11,6 +11,7 @@ that is not in it:
     originals    {path: {link} or {content (base64), mode, owner, group}}   of others, in whose place ours came
     before       {sysctls: {name: value}, devices: [name], forward: policy}   what its service changes by itself
   }}
+  kept         {name: [[directory, pattern]]}   where data of components lies that are gone, and what in it is theirs
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def read() -> dict[str, Any]:
 def entry(name: str) -> dict[str, Any]:
     """What is known of one component; empty where nothing is."""
     return dict(read()["components"].get(name, {}))
+
+
+def kept(name: str) -> list[tuple[str, str]]:
+    """(directory, pattern of names in it) of a component's data that was kept when the component went."""
+    return [(directory, pattern) for directory, pattern in read().get("kept", {}).get(name, [])]
 
 
 def write(record: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ _DOCKER_DATA = re.compile(
 )
 # With what restores have moved aside, and what they leave when they are interrupted.
 _ETCD_DATA = re.compile(r"member(\.before-.*)?|kubewright-restore\.json|\.kubewright-restoring")
-_SNAPSHOTS = re.compile(r"(etcd-|before-upgrade|\.partial-).*")
+_SNAPSHOTS = re.compile(r"(etcd-|before-upgrade|kubewright-scratch|\.partial-).*")
 
 
 class Options(NamedTuple):
@@ -31,10 +31,11 @@ class Options(NamedTuple):
     grace: float = 10.0
 
 
-def has_member(options: Options) -> bool:
-    """Whether data of an etcd member is here."""
-    places = [f"{root}/member" for root in _etcd_roots(options)]
-    return any(os.path.isdir(place) and os.listdir(place) for place in places)
+def members(options: Options) -> list[str]:
+    """Directories with data of an etcd member."""
+    roots = [*_etcd_roots(options), *(root for root, _ in placed.kept("etcd"))]
+    found = dict.fromkeys(f"{root}/member" for root in roots)
+    return [place for place in found if os.path.isdir(place) and os.listdir(place)]
 
 
 def kubelet_root() -> str:

@@ -57,6 +57,8 @@ class Removal:
     def __init__(self, names: list[str], options: places.Options) -> None:
         self._options = options
         self._here = present()
+        # Data that stays when its component goes, by the plans: (directory, pattern of the names in it).
+        self._kept: dict[str, dict[tuple[str, str], None]] = {}
         chosen = self._here if "all" in names else [name for name in self._here if name in names]
         self.names = chosen
         self.left: list[str] = []
@@ -74,7 +76,7 @@ class Removal:
                 steps += self._component(name)
             except _FAILURES as error:
                 self.blind.append(f"{name}: what there is of it cannot be told: {error}")
-        if not self.blind and not set(self._here) - set(self.names):
+        if not self.blind and not set(self._here) - set(self.names) and not self._kept:
             steps += _rest()
         return list(dict.fromkeys(steps))
 
@@ -103,6 +105,11 @@ class Removal:
         return set(self._here) - set(self.names)
 
     def _component(self, name: str) -> Iterator[Step]:
+        if name not in _installed():
+            # Whatever else is here by its name is of others by now.
+            yield from self._data(name)
+            yield from _when(self._options.data, Step("record", name))
+            return
         entry, leavings = placed.entry(name), CATALOGUE.get(name, Leavings())
         targets: set[str] = set()
         for step in self._contents(name, entry, leavings):
@@ -182,11 +189,15 @@ class Removal:
         return ours, loose
 
     def _data(self, name: str) -> Iterator[Step]:
-        for root, parts in places.data(name, self._options):
+        known = places.data(name, self._options) if name in _installed() else []
+        kept = [(root, re.compile(parts)) for root, parts in placed.kept(name)]
+        for root, parts in dict.fromkeys([*known, *kept]):
             names = sorted(os.listdir(root)) if os.path.isdir(root) else []
             there = [f"{root}/{part}" for part in names if parts.fullmatch(part)]
             if not self._options.data:
-                self.left += [f"{root}: data of {name}"] if there else []
+                if there:
+                    self.left.append(f"{root}: data of {name}")
+                    self._kept.setdefault(name, {})[root, parts.pattern] = None
                 continue
             yield from _tree_steps(there)
             if os.path.isdir(root) and len(there) == len(names) and not any(map(mounts.stays, [root, *there])):
@@ -247,13 +258,20 @@ class Removal:
         elif kind == "directory":
             _remove_empty(target)
         elif kind == "record":
-            _forget(target)
+            _forget(target, list(self._kept.get(target, ())))
         else:
             _COMMANDS[kind](target)
 
 
 def present() -> list[str]:
     """Components of which something is here, in the order in which they go; those of others are not among them."""
+    found = _installed() | set(placed.read().get("kept", {}))
+    strangers = sorted(found - set(ORDER))
+    return [*strangers, *(name for name in ORDER if name in found)]
+
+
+def _installed() -> set[str]:
+    """Components of which more is here than data."""
     found = {*_records(), *placed.read()["components"]}
     found |= {name for name, known in CATALOGUE.items() if known.unit and _is_ours(f"{_UNITS}/{known.unit}")}
     if any(glob.glob(pattern) for pattern in CATALOGUE["pki"].files):
@@ -262,8 +280,7 @@ def present() -> list[str]:
     prepared = [sysprep.RECORD, *restore.OWN_FILES]
     if sysprep.without_block(hosts) != hosts or any(map(os.path.exists, prepared)):
         found.add("sysprep")
-    strangers = sorted(found - set(ORDER))
-    return [*strangers, *(name for name in ORDER if name in found)]
+    return found
 
 
 def _when(condition: Any, *steps: Step) -> tuple[Step, ...]:
@@ -305,7 +322,7 @@ def _unit_steps(name: str) -> Iterator[Step]:
         units.append(known)
     for unit in units:
         state = systemd.states([unit]).get(unit, {})
-        group = processes.of_unit(unit)
+        group = processes.of_unit(unit, state.get("Slice", ""))
         if state.get("ActiveState") not in ("inactive", "failed", None) or processes.within(group):
             yield Step("stop", unit)
         elif state.get("ActiveState") == "failed":
@@ -392,12 +409,16 @@ def _set_sysctl(target: str) -> None:
         stream.write(value)
 
 
-def _forget(name: str) -> None:
+def _forget(name: str, kept: list[tuple[str, str]]) -> None:
+    """Remove a component's records, all but where its data is that was kept."""
     _unlink(f"{component.RECORDS}/{name}.json")
     # It may hold secrets.
     generations.forget_picture(name)
     record = placed.read()
-    if record["components"].pop(name, None) is not None:
+    known = [record["components"].pop(name, None), record.get("kept", {}).pop(name, None)]
+    if kept:
+        record.setdefault("kept", {})[name] = kept
+    if kept or known != [None, None]:
         placed.write(record)
     _drop_directories()
 
@@ -464,7 +485,6 @@ _COMMANDS: dict[str, Callable[[str], None]] = {
 def run(names: list[str], options: places.Options, *, check: bool) -> dict[str, Any]:
     """Remove, or only look. Returns {components, steps: [text], left: [text], failures: [text], member}."""
     removal = Removal(names, options)
-    member = places.has_member(options)
     steps = [str(step) for step in removal.plan()]
     failures: list[str] = []
     if check:
@@ -474,10 +494,13 @@ def run(names: list[str], options: places.Options, *, check: bool) -> dict[str, 
     if not check and not failures and "all" in names and os.path.isdir(os.path.dirname(lock.LOCK)):
         # That of this run, or of one that has ended: nothing that anybody has to be told of.
         shutil.rmtree(os.path.dirname(lock.LOCK))
+    members = places.members(options)
+    if "all" in names and "etcd" not in removal.names:
+        removal.left += [f"{place}: data of an etcd member, and no record says that it is ours" for place in members]
     return {
         "components": removal.names,
         "steps": steps,
         "left": list(dict.fromkeys(removal.left)),
         "failures": failures,
-        "member": member,
+        "member": bool(members),
     }

@@ -16,6 +16,7 @@ _PROPERTIES = (
     "ExecMainStatus",
     "NRestarts",
     "Job",
+    "Slice",
 )
 
 
