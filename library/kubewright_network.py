@@ -86,8 +86,9 @@ ansible_facts:
   type: dict
   returned: step is plan
 restarted:
-  description: Whether flanneld was restarted.
-  type: bool
+  description: Units that were restarted.
+  type: list
+  elements: str
   returned: step is follow
 """
 
@@ -127,7 +128,7 @@ def main() -> None:
         done = podnet.follow(p["config"], p["restart"], p["others"], pods, p["docker"], p["timeout"])
     except (etcd.EtcdError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=done["restarted"], **done)
+    module.exit_json(changed=bool(done["restarted"]), **done)
 
 
 if __name__ == "__main__":

@@ -104,14 +104,14 @@ def _peer_lacks(address: str, peer: dict[str, Any] | None) -> str:
 def follow(
     wanted: dict[str, Any], restart: bool, others: list[str], pods: list[str], docker: bool, timeout: float
 ) -> dict[str, Any]:
-    """Have flanneld run with `wanted`, and wait until pods of the other machines answer: {restarted, failure}.
+    """Have flanneld run with `wanted`, and wait until pods of the other machines answer: {restarted: [unit], failure}.
 
     `others`: addresses of the other nodes; `pods`: addresses of pods there; `docker`: it is restarted along.
     """
     state = status()
-    restarted = restart and state.get("config") != wanted
-    if restarted:
-        systemd.restart(_UNIT)
+    restarted = [_UNIT] if restart and state.get("config") != wanted else []
+    for unit in restarted:
+        systemd.restart(unit)
     end = time.monotonic() + timeout
     while True:
         failure = missing(state, wanted, others) or _unanswered(state, pods)
