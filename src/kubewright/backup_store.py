@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import os
 import re
 import shutil
@@ -110,7 +111,8 @@ def unpacking(temporary: Path, owner: int) -> Path:
 
     Ansible removes that at its end; what runs left that were killed goes here. `owner`: process id of the run.
     """
-    for left in temporary.parent.glob(f"*/{_UNPACKED}*"):
+    # Not Path.glob, which fails when a directory of another run goes while it looks.
+    for left in map(Path, glob.glob(f"{glob.escape(str(temporary.parent))}/*/{_UNPACKED}*")):  # noqa: PTH207
         number = left.name.removeprefix(_UNPACKED)
         if number.isdecimal() and int(number) != owner and not Path("/proc", number).exists():
             shutil.rmtree(left, ignore_errors=True)

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
+import threading
 import sys
 import tarfile
 from pathlib import Path
@@ -360,6 +361,26 @@ def test_what_killed_runs_unpacked_goes_with_the_next(tmp_path: Path) -> None:
     place = backup_store.unpacking(tmp_path / "ansible-local-1", 1)
     assert place.parent == tmp_path / "ansible-local-1"
     assert [path.parent.parent.name for path in tmp_path.rglob("snapshot.db")] == [f"ansible-local-{os.getpid()}"]
+
+
+def test_runs_beside_come_and_go_while_it_is_looked_what_killed_ones_left(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def others() -> None:
+        while not over.is_set():
+            for number in range(50):
+                (tmp_path / f"ansible-local-{number}").mkdir()
+            for number in range(50):
+                (tmp_path / f"ansible-local-{number}").rmdir()
+
+    beside = threading.Thread(target=others)
+    beside.start()
+    try:
+        for _ in range(300):
+            backup_store.unpacking(tmp_path / "ansible-local-own", 1)
+    finally:
+        over.set()
+        beside.join()
 
 
 def test_retention_keeps_the_newest_whatever_it_is_told(ours: Controller) -> None:
