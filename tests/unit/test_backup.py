@@ -13,9 +13,9 @@ import re
 import shutil
 import stat
 import subprocess
-import threading
 import sys
 import tarfile
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
