@@ -84,6 +84,7 @@ class ActionModule(ActionBase):
             "differences": [{k: d[k] for k in ("kind", "path", "reason")} for d in differences],
             "restarted": restarts,
             "reloaded": reloads,
+            "stopped": [unit for unit, f in pairs if f["restart"] and not f["running"] and f["current"]],
             **foreseen,
         }
         if self._task.diff:

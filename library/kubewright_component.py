@@ -51,6 +51,11 @@ reloaded:
   type: list
   elements: str
   returned: always
+stopped:
+  description: Of the units to be restarted those that do not run now, and ran last with all that is declared.
+  type: list
+  elements: str
+  returned: always
 differences:
   description: What differed, with its reason.
   type: list

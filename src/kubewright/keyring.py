@@ -180,14 +180,17 @@ def is_partial(run_tags: Sequence[str], skip_tags: Sequence[str]) -> bool:
 def behind(running: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Masters that do not run with what the controller has for them, and why.
 
-    `running`: master -> what the action kubewright_component says in check mode of its components.
+    `running`: master -> what the action kubewright_component says in check mode of its components. A unit that does
+    not run at this moment is not behind when it ran last with that: kube-scheduler and kube-controller-manager end
+    themselves when they lose their lease, and systemd starts them again.
     """
     found = {}
     for name, told in running.items():
         if "differences" not in told:
             found[name] = str(told.get("msg") or "nobody asked it")
             continue
-        paths = [str(one["path"]) for one in told["differences"]] + [f"restart of {unit}" for unit in told["restarted"]]
+        restarts = [unit for unit in told["restarted"] if unit not in told["stopped"]]
+        paths = [str(one["path"]) for one in told["differences"]] + [f"restart of {unit}" for unit in restarts]
         if paths:
             found[name] = ", ".join(paths)
     return found

@@ -164,3 +164,21 @@ def test_what_a_service_takes_over_by_itself_is_a_reload(tmp_path: Path) -> None
     assert not found("2", "2")["reload"]
     assert found("1", "2")["restart"]
     assert not found("1", "2")["reload"]
+
+
+def test_a_service_that_does_not_run_is_current_when_it_ran_last_with_what_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "one"
+
+    def found(state: str, text: str = "1") -> dict[str, Any]:
+        wire = {**declare(tmp_path, files=[{"path": str(target), "content": text}]).wire, "unit": "x.service"}
+        states = {"x.service": {"ActiveState": state, "UnitFileState": "enabled"}}
+        return component.inspect(wire, files.DigestCache(), states)
+
+    bring(declare(tmp_path, files=[{"path": str(target), "content": "1"}]))
+    assert not found("inactive")["current"], "kubewright has not started it yet"
+    record = {"ingredients": {str(target): files.sha256_of(str(target))}}
+    files.write_atomic(f"{component.RECORDS}/x.json", json.dumps(record).encode(), 0o600)
+    assert found("active")["current"]
+    ended = found("activating")
+    assert (ended["restart"], ended["current"]) == ("not running (activating)", True)
+    assert not found("inactive", "2")["current"]

@@ -178,7 +178,7 @@ def test_the_directory_wins_over_the_journal(phase: str, known: str, *, is_new: 
     assert ca_rotation.in_hand(phase, known, is_new=is_new) == step
 
 
-GOOD = {"differences": [], "restarted": []}
+GOOD: dict[str, Any] = {"differences": [], "restarted": [], "stopped": []}
 OLD = "a" * 32
 
 
@@ -228,8 +228,8 @@ def test_a_part_of_the_rotation_of_a_key_is_refused(encryption: Encryption, step
 @pytest.mark.parametrize(
     ("running", "says"),
     [
-        ({"differences": [], "restarted": ["kube-apiserver.service"]}, "restart of kube-apiserver.service"),
-        ({"differences": [{"path": "/x/encryption.yml"}], "restarted": []}, "/x/encryption.yml"),
+        ({**GOOD, "restarted": ["kube-apiserver.service"]}, "restart of kube-apiserver.service"),
+        ({**GOOD, "differences": [{"path": "/x/encryption.yml"}]}, "/x/encryption.yml"),
         ({"skipped": True}, "nobody asked it"),
         ({}, "nobody asked it"),
     ],
@@ -243,6 +243,14 @@ def test_no_key_encrypts_that_an_api_server_does_not_know(
     assert "not every master runs with what the step before has made" in said
     assert f"- master01: {says}" in said
     assert encryption.names == ["key1", "key2"]
+
+
+def test_a_unit_that_ends_itself_now_and_then_holds_nothing_up(encryption: Encryption) -> None:
+    encryption.step("add")
+    unit = "kube-scheduler.service"
+    encryption.running = {**GOOD, "restarted": [unit], "stopped": [unit]}
+    assert not encryption.step("promote").get("failed")
+    assert encryption.names == ["key2", "key1"]
 
 
 def test_the_key_that_a_rotation_made_is_the_one_that_stays(encryption: Encryption) -> None:

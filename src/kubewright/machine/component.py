@@ -144,7 +144,7 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
     """Compare one component with the machine.
 
     Returns {differences: [{kind, path, reason, ...}], restart: reason or "", reload: whether that restart is only a
-    reload, running, leader, missing_inputs}.
+    reload, running, leader, missing_inputs, current: whether it runs, or ran last, with what is declared}.
     """
     differences: list[dict[str, Any]] = []
     for directory in declared["directories"]:
@@ -164,6 +164,7 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
         "reload": False,
         "running": False,
         "leader": False,
+        "current": not differences,
     }
     unit = declared["unit"]
     if unit:
@@ -175,6 +176,8 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
         relevant |= {binary["link"] for binary in declared["binaries"]}
         altered = {d["path"] for d in differences} & relevant
         result["restart"], result["running"], result["reload"] = _restart_reason(declared, state, altered, cache)
+        record = files.read_json(record_path(declared["name"])) or {}
+        result["current"] = not differences and record.get("ingredients") == ingredients(declared, cache)
         if result["restart"] and result["running"] and declared.get("member"):
             result["leader"] = _leads(declared["member"])
     for image in declared["images"]:
