@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 300.0
 
 
 class ActionModule(ActionBase):
-    """`look` and `follow` on every node, `plan` once where etcd can be asked, `present` before each step."""
+    """`look` and `follow` on every node, `present` before each step; `plan`, `begin`, `end` where etcd can be asked."""
 
     _supports_check_mode = True
     _requires_connection = True
@@ -34,6 +34,9 @@ class ActionModule(ActionBase):
             step = str(self._task.args["step"])
             if step == "look":
                 return self._module(step="look")
+            if step in ("begin", "end"):
+                note = self._vars["ansible_facts"]["network_change"]["note"]
+                return self._module(step=step, note=note, **self._etcd())
             steps = {"plan": self._plan, "present": self._present, "follow": self._follow}
             return steps[step]()
         except UserError as error:
@@ -47,6 +50,9 @@ class ActionModule(ActionBase):
         )
         return reply
 
+    def _etcd(self) -> dict[str, Any]:
+        return {key: self._task.args[key] for key in ("urls", "ca", "cert", "key", "prefix")}
+
     def _nodes(self) -> list[network_change.Node]:
         names = [machine["name"] for machine in self._cluster["machines"].values() if machine["is_node"]]
         here = self._vars["ansible_play_hosts"]
@@ -57,7 +63,7 @@ class ActionModule(ActionBase):
 
     def _plan(self) -> dict[str, Any]:
         asked = self._task.args
-        reply = self._module(step="read", **{key: asked[key] for key in ("urls", "ca", "cert", "key", "prefix")})
+        reply = self._module(step="read", **self._etcd())
         if reply.get("failed") or reply.get("unreachable"):
             return reply
         before, wanted = reply["value"], asked["wanted"]
@@ -65,8 +71,10 @@ class ActionModule(ActionBase):
             raise UserError(f"etcd has no {asked['prefix']}/config yet", "site.yml makes the pod network first")
         way = network_change.steps(before, wanted)
         nodes = self._nodes()
+        begun = network_change.start(reply["noted"], before, nodes)
+        helped = network_change.cut_off(begun, before, way, nodes)
         ends_pods = self._cluster["network_mode"] == "docker" and not boolean(asked["live_restore"])
-        problems = network_change.refusals(before, way, nodes, ends_pods=ends_pods)
+        problems = network_change.refusals(before, way, nodes, helped, ends_pods=ends_pods)
         if problems:
             return {"failed": True, "msg": preflight.report(problems)}
         behind = network_change.behind(before, way, nodes)
@@ -75,7 +83,6 @@ class ActionModule(ActionBase):
         texts = [before, *(json.dumps(one, separators=(",", ":")) for one in way)]
         for at, step in enumerate(step for step in steps if step["write"]):
             step["replaces"] = texts[at]
-        helped = network_change.cut_off(before, way, nodes)
         lines = network_change.summary(before, way, behind, helped)
         for line in lines:
             Display().display(f"  {line}")
@@ -86,6 +93,8 @@ class ActionModule(ActionBase):
             "lines": lines,
             "addresses": {one.name: one.address for one in nodes},
             "cut_off": helped,
+            "note": network_change.note(begun or json.loads(before), wanted),
+            "noted": bool(way) or reply["noted"] is not None,
             # Where a node is cut off there is no test pod, and nothing but loss to be measured.
             "pings": bool(steps) and not helped,
         }
@@ -103,17 +112,22 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return {"changed": False, "skipped": True}
         name = self._vars["inventory_hostname"]
+        plan = self._vars["ansible_facts"]["network_change"]
+        # Its pods are cut off already: it goes where the way ends, after the others, and holds nobody up.
+        helped = name in plan["cut_off"]
+        at_end = self._task.args["config"] == plan["steps"][-1]["config"]
+        if helped and not at_end:
+            return {"changed": False, "skipped": True}
         directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
-        # Those that are no nodes take no turn.
-        addresses = self._vars["ansible_facts"]["network_change"]["addresses"]
-        nodes = [host for host in self._vars["ansible_play_hosts"] if host in addresses]
+        # Those that are no nodes take no turn, and for those that are cut off nobody waits.
+        nodes = [h for h in self._vars["ansible_play_hosts"] if h in plan["addresses"] and h not in plan["cut_off"]]
         with Turnstile(directory, name, nodes) as turnstile:
-            with turnstile.turn(last=False, patience=_PATIENCE_SECONDS):
-                result = self._take_over(name)
+            with turnstile.turn(last=helped, patience=_PATIENCE_SECONDS):
+                result = self._take_over(name, helped)
                 turnstile.report("failed" if result.get("failed") or result.get("unreachable") else "done")
             return result
 
-    def _take_over(self, name: str) -> dict[str, Any]:
+    def _take_over(self, name: str, helped: bool) -> dict[str, Any]:
         asked = self._task.args
         text = json.dumps(asked["config"])
         state = self._module(step="look")
@@ -135,10 +149,15 @@ class ActionModule(ActionBase):
             timeout=asked["timeout"],
         )
         if result.get("failure"):
-            result.update(failed=True, msg=self._said(name, str(result["failure"])))
+            result.update(failed=True, msg=self._said(name, str(result["failure"]), helped))
         return result
 
-    def _said(self, name: str, failure: str) -> str:
+    def _said(self, name: str, failure: str, helped: bool) -> str:
+        if helped:
+            return (
+                f"{name} does not come back: {failure}. The pods on {name} may be cut off until this is mended: "
+                "journalctl -u flanneld there. Mend it, and run the same command again"
+            )
         return (
             f"{name} does not come along: {failure}. The other nodes stay as they are, and reach each other as before; "
             f"the pods on {name} may be cut off until this is mended. Mend it (journalctl -u flanneld there), and the "

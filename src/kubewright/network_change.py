@@ -141,13 +141,17 @@ def lost(planned: Collection[str], here: Collection[str]) -> str:
 
 
 def refusals(
-    before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node], *, ends_pods: bool = False
+    before: str,
+    way: Sequence[Mapping[str, Any]],
+    nodes: Sequence[Node],
+    helped: Collection[str] = (),
+    *,
+    ends_pods: bool = False,
 ) -> list[str]:
     """Why the cluster must not go this way now, all of it; empty when it may.
 
-    ends_pods: a restart of flanneld ends the pods of its node.
+    helped: as `cut_off` gives them. ends_pods: a restart of flanneld ends the pods of its node.
     """
-    helped = cut_off(before, way, nodes)
     found = [f"{one.name}: {one.trouble}" for one in nodes if one.trouble and one.name not in helped]
     texts = [before, *(json.dumps(one) for one in way)]
     backends = [parse_config(text).backend for text in texts]
@@ -196,13 +200,40 @@ def behind(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node])
     return [one.name for one in late]
 
 
-def cut_off(before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]) -> list[str]:
-    """Nodes in trouble that this way helps: a change is taken back, to what ready nodes have never left."""
-    known = [expected(before), *(expected(json.dumps(one)) for one in way[:1])]
-    ready = [one.config for one in nodes if not one.trouble]
-    if not way or known[1] not in ready or any(config not in known for config in ready):
+def note(start: Mapping[str, Any], end: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept in etcd while a change is under way, so that it can be taken back."""
+    return {"from": start, "to": end}
+
+
+def start(noted: str | None, before: str, nodes: Sequence[Node]) -> dict[str, Any] | None:
+    """The network that the change under way comes from, by its note; None when there is none under way.
+
+    A run that was killed after its last step leaves the note: all nodes run then with what the change led to.
+    """
+    if noted is None:
+        return None
+    try:
+        kept = json.loads(noted)
+        wanted, found = expected(json.dumps(kept["to"])), dict(kept["from"])
+        parse_config(json.dumps(found))
+    except (ConfigError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"the note of a change that is under way, {noted}, cannot be used: {error}",
+            "etcdctl del that key, PREFIX/change, when no change is to be taken back",
+        ) from None
+    over = expected(before) == wanted and all(one.config == wanted and not one.trouble for one in nodes)
+    return None if over else found
+
+
+def cut_off(
+    begun: Mapping[str, Any] | None, before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]
+) -> list[str]:
+    """Nodes in trouble that this way helps: it takes a change of the backend back. `begun`: as `start` gives it."""
+    if begun is None or not way:
         return []
-    return [one.name for one in nodes if one.trouble and one.asked]
+    backends = [parse_config(text).backend for text in (before, json.dumps(way[-1]), json.dumps(begun))]
+    back = backends[1] == backends[2] != backends[0]
+    return [one.name for one in nodes if one.trouble and one.asked] if back else []
 
 
 def summary(

@@ -160,19 +160,40 @@ def test_a_node_that_the_change_has_broken_does_not_keep_it_from_being_taken_bac
     running = config_of_it and network_change.expected(before)
     broken = nodes(trouble="it does not come up", config=running, address="", gateways=None)
     back, forward = [config(VXLAN)], [config(HOST_GW)]
-    assert network_change.cut_off(before, back, broken) == ["b"]
-    assert network_change.refusals(before, back, broken) == []
+    assert network_change.cut_off(config(VXLAN), before, back, broken) == ["b"]
+    assert network_change.refusals(before, back, broken, ["b"]) == []
     assert network_change.behind(before, back, broken) == []
     assert "taken back because of b" in network_change.summary(before, back, [], ["b"])[1]
-    # Not forward, nor where the others never ran anything else, nor for one that was not asked.
-    assert network_change.refusals(before, forward, broken) == ["b: it does not come up"]
-    assert refused(config(HOST_GW), broken) == ["b: it does not come up"]
-    unasked = [broken[0], network_change.node("b", None)]
-    assert network_change.cut_off(before, back, unasked) == []
-    # One that has come along before the other one did not is taken back as well.
+    # Where all others have come along as well.
     along = Node("c", config=network_change.expected(before), address="192.0.2.3")
-    assert network_change.cut_off(before, back, [along, *broken]) == ["b"]
-    assert network_change.cut_off(before, back, [along, broken[1]]) == []
+    assert network_change.cut_off(config(VXLAN), before, back, [along, broken[1]]) == ["b"]
+    # Also with a network that has become larger meanwhile.
+    larger = [config(VXLAN, "10.244.0.0/15")]
+    assert network_change.cut_off(config(VXLAN), before, larger, broken) == ["b"]
+    # Not forward, nor where no change is under way, nor for one that was not asked.
+    assert network_change.cut_off(config(VXLAN), before, forward, broken) == []
+    assert network_change.cut_off(None, before, back, broken) == []
+    assert network_change.cut_off(config(VXLAN), json.dumps(config(VXLAN)), larger, broken) == []
+    assert network_change.refusals(before, forward, broken) == ["b: it does not come up"]
+    unasked = [broken[0], network_change.node("b", None)]
+    assert network_change.cut_off(config(VXLAN), before, back, unasked) == []
+
+
+def test_where_a_change_that_is_under_way_comes_from() -> None:
+    noted = json.dumps(network_change.note(config(VXLAN), config(HOST_GW)))
+    before, there = json.dumps(config(DIRECT)), json.dumps(config(HOST_GW))
+    assert network_change.start(None, before, nodes()) is None
+    assert network_change.start(noted, before, nodes()) == config(VXLAN)
+    assert network_change.start(noted, there, nodes()) == config(VXLAN)
+    done = [Node(one.name, config=network_change.expected(there)) for one in nodes()]
+    assert network_change.start(noted, there, done) is None, "the run was killed after its last step"
+    assert network_change.start(noted, there, [done[0], Node("b", trouble="down")]) == config(VXLAN)
+
+
+@pytest.mark.parametrize("noted", ["", "[]", "{}", '{"from": 1, "to": {}}', '{"from": {}, "to": {"Network": "x"}}'])
+def test_a_note_that_says_nothing(noted: str) -> None:
+    with pytest.raises(UserError, match=r"(?s)the note of a change.*etcdctl del"):
+        network_change.start(noted, json.dumps(config(VXLAN)), nodes())
 
 
 def test_docker_without_live_restore_ends_pods_at_a_restart_only() -> None:
@@ -203,7 +224,8 @@ def network_action(arguments: dict[str, Any], here: list[str], **plan: Any) -> t
 
     plugin._execute_module = execute
     addresses = {"a": "192.0.2.1", "b": "192.0.2.2", "c": ""}
-    facts = {"cluster": {}, "network_change": {"addresses": addresses, "cut_off": [], **plan}}
+    steps = [{"config": arguments.get("config")}]
+    facts = {"cluster": {}, "network_change": {"addresses": addresses, "cut_off": [], "steps": steps, **plan}}
     variables = {"ansible_facts": facts, "ansible_play_hosts": here, "inventory_hostname": "a"}
     return plugin.run(None, variables), asked
 
@@ -229,6 +251,27 @@ def test_nobody_waits_for_a_node_that_is_cut_off(tmp_path: Path, monkeypatch: py
     assert not result.get("failed")
     assert asked[-1]["others"] == ["192.0.2.2"]
     assert asked[-1]["restart"]
+
+
+def test_what_is_cut_off_goes_to_the_end_of_the_way_after_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
+    way = [{"config": config(DIRECT)}, {"config": config(VXLAN)}]
+
+    def follow(to: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        arguments = {"step": "follow", "config": to, "pods": {}, "docker": False, "timeout": 1}
+        return network_action(arguments, ["a", "b"], steps=way, cut_off=["a"])
+
+    assert follow(config(DIRECT)) == ({"changed": False, "skipped": True}, [])
+    others = tmp_path / "turn-network"
+    others.mkdir()
+    (others / "b.state").write_text("done")
+    assert follow(config(VXLAN))[1][-1]["restart"]
+    (others / "b.state").write_text("failed")
+    result, asked = follow(config(VXLAN))
+    assert "left as it was, because b failed" in result["msg"]
+    assert asked == []
 
 
 def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:

@@ -141,6 +141,16 @@ def value(endpoint: dict[str, Any], key: str) -> str | None:
     return base64.b64decode(found[0].get("value", "")).decode() if found else None
 
 
+def put(endpoint: dict[str, Any], key: str, value: str) -> None:
+    """Write the text of a key."""
+    ask(endpoint, "/v3/kv/put", {"key": _b64(key), "value": _b64(value)})
+
+
+def delete(endpoint: dict[str, Any], key: str) -> bool:
+    """Delete a key; whether there was one."""
+    return int(ask(endpoint, "/v3/kv/deleterange", {"key": _b64(key)}).get("deleted", 0)) > 0
+
+
 def write_once(
     endpoint: dict[str, Any], key: str, value: dict[str, Any], users: str, replaces: str, check: bool
 ) -> str | None:

@@ -35,10 +35,6 @@ def leases(endpoint: dict[str, Any], prefix: str, address: str) -> list[str]:
     return found
 
 
-def _delete(key: str, endpoint: dict[str, Any]) -> dict[str, Any]:
-    return etcd.ask(endpoint, "/v3/kv/deleterange", {"key": _encoded(key)})
-
-
 def address_of(node: dict[str, Any]) -> str:
     """The address that a Node was registered with; empty when it has none."""
     listed = (node.get("status") or {}).get("addresses") or []
@@ -69,7 +65,7 @@ def forget(
     keys = etcd.first_answer(endpoints, lambda endpoint: leases(endpoint, prefix, gone))
     for key in keys:
         if not check:
-            etcd.first_answer(endpoints, partial(_delete, key))
+            etcd.first_answer(endpoints, partial(etcd.delete, key=key))
         done.append(f"lease {key.rpartition('/')[2]}")
     if status == 200:
         if not check:
