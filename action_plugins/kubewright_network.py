@@ -75,10 +75,12 @@ class ActionModule(ActionBase):
         helped = network_change.cut_off(begun, before, way, nodes)
         ends_pods = self._cluster["network_mode"] == "docker" and not boolean(asked["live_restore"])
         problems = network_change.refusals(before, way, nodes, helped, ends_pods=ends_pods)
+        if problems and not helped:
+            problems += network_change.way_out(begun, nodes)
         if problems:
             return {"failed": True, "msg": preflight.report(problems)}
         behind = network_change.behind(before, way, nodes)
-        steps = [{"config": json.loads(before), "write": False}] if behind else []
+        steps = [{"config": json.loads(before), "write": False}] if behind or (helped and not way) else []
         steps += [{"config": one, "write": True} for one in way]
         texts = [before, *(json.dumps(one, separators=(",", ":")) for one in way)]
         for at, step in enumerate(step for step in steps if step["write"]):
@@ -88,12 +90,18 @@ class ActionModule(ActionBase):
             Display().display(f"  {line}")
         if self._task.check_mode and steps:
             lines.append("a look ahead: nothing was changed")
+        back = network_change.goes_back(begun, before, way)
+        # The note of a change that is taken back stays as it is: this run may be interrupted, too.
+        note = json.loads(reply["noted"]) if back else network_change.note(begun or json.loads(before), wanted)
         fact = {
             "steps": steps,
             "lines": lines,
             "addresses": {one.name: one.address for one in nodes},
             "cut_off": helped,
-            "note": network_change.note(begun or json.loads(before), wanted),
+            "down": [one.name for one in nodes if one.name in helped and one.config is None],
+            "back": back,
+            "returns": not back and network_change.changes_backend(note["from"], wanted),
+            "note": note,
             "noted": bool(way) or reply["noted"] is not None,
             # Where a node is cut off there is no test pod, and nothing but loss to be measured.
             "pings": bool(steps) and not helped,
@@ -113,21 +121,22 @@ class ActionModule(ActionBase):
             return {"changed": False, "skipped": True}
         name = self._vars["inventory_hostname"]
         plan = self._vars["ansible_facts"]["network_change"]
-        # Its pods are cut off already: it goes where the way ends, after the others, and holds nobody up.
+        # Its pods may be cut off already: it goes after the others, and holds nobody up; where nothing runs, only at
+        # the end of the way.
         helped = name in plan["cut_off"]
         at_end = self._task.args["config"] == plan["steps"][-1]["config"]
-        if helped and not at_end:
+        if name in plan["down"] and not at_end:
             return {"changed": False, "skipped": True}
         directory = Path(constants.DEFAULT_LOCAL_TMP) / f"turn-{self._task._uuid}"
         # Those that are no nodes take no turn, and for those that are cut off nobody waits.
         nodes = [h for h in self._vars["ansible_play_hosts"] if h in plan["addresses"] and h not in plan["cut_off"]]
         with Turnstile(directory, name, nodes) as turnstile:
             with turnstile.turn(last=helped, patience=_PATIENCE_SECONDS):
-                result = self._take_over(name, helped)
+                result = self._take_over(name, may_fail=helped and not at_end)
                 turnstile.report("failed" if result.get("failed") or result.get("unreachable") else "done")
             return result
 
-    def _take_over(self, name: str, helped: bool) -> dict[str, Any]:
+    def _take_over(self, name: str, *, may_fail: bool) -> dict[str, Any]:
         asked = self._task.args
         text = json.dumps(asked["config"])
         state = self._module(step="look")
@@ -135,31 +144,40 @@ class ActionModule(ActionBase):
             return state
         running = state["status"].get("config")
         plan = self._vars["ansible_facts"]["network_change"]
-        others = {node: address for node, address in plan["addresses"].items() if node not in (name, *plan["cut_off"])}
         wanted = network_change.expected(text)
-        # A node with nothing to take over does not judge: another one, whose turn comes later, may be at fault.
-        pods = asked["pods"] if running != wanted else {}
+        # Those that this node had ways to when the run began. With nothing to take over it does not judge: another one,
+        # whose turn comes later, may be at fault.
+        had = self._vars["flannel_look"]["gateways"] if running != wanted else {}
+        others = {
+            node: address
+            for node, address in plan["addresses"].items()
+            if address in had and node not in (name, *plan["cut_off"])
+        }
+        # What is taken back may be what keeps pods from answering.
+        pods = {} if plan["back"] else {node: pod for node, pod in asked["pods"].items() if node in others}
         result = self._module(
             step="follow",
             config=wanted,
             restart=running is None or network_change.must_restart(running, text),
             others=list(others.values()),
-            pods={node: address for node, address in pods.items() if node != name},
+            pods=pods,
             docker=asked["docker"],
             timeout=asked["timeout"],
         )
-        if result.get("failure"):
-            result.update(failed=True, msg=self._said(name, str(result["failure"]), helped))
+        if result.get("failure") and not may_fail:
+            result.update(failed=True, msg=self._said(name, str(result["failure"])))
         return result
 
-    def _said(self, name: str, failure: str, helped: bool) -> str:
-        if helped:
+    def _said(self, name: str, failure: str) -> str:
+        plan = self._vars["ansible_facts"]["network_change"]
+        if name in plan["cut_off"]:
             return (
                 f"{name} does not come back: {failure}. The pods on {name} may be cut off until this is mended: "
                 "journalctl -u flanneld there. Mend it, and run the same command again"
             )
+        back = "; or set flannel_backend back, and the same command takes the nodes back" if plan["returns"] else ""
         return (
             f"{name} does not come along: {failure}. The other nodes stay as they are, and reach each other as before; "
             f"the pods on {name} may be cut off until this is mended. Mend it (journalctl -u flanneld there), and the "
-            "same command goes on; or set flannel_backend back, and the same command takes the nodes back"
+            f"same command goes on{back}"
         )

@@ -50,9 +50,10 @@ def node(name: str, answer: Mapping[str, Any] | None) -> Node:
     if not status.get("running"):
         return Node(name, f"flanneld does not run there: {status.get('reason') or 'it gives no answer'}")
     announced = (status.get("interface") or {}).get("announced") or {}
+    unread = "" if status.get("config") else "flanneld has no network configuration yet"
     return Node(
         name,
-        str(status.get("trouble") or ""),
+        str(status.get("trouble") or unread),
         status.get("config"),
         str(announced.get("4", "")),
         answer["gateways"],
@@ -153,9 +154,17 @@ def refusals(
     helped: as `cut_off` gives them. ends_pods: a restart of flanneld ends the pods of its node.
     """
     found = [f"{one.name}: {one.trouble}" for one in nodes if one.trouble and one.name not in helped]
-    texts = [before, *(json.dumps(one) for one in way)]
-    backends = [parse_config(text).backend for text in texts]
-    if all(one == backends[0] for one in backends):
+    late = [one for one in nodes if one.name in behind(before, way, nodes)]
+    found += [
+        f"{one.name}: flanneld runs with {_told(one.config or {})}, and etcd has {_told(json.loads(before))}: a node "
+        "that takes that over reaches none that has not; write into etcd what the nodes run (etcdctl put), and type "
+        "this again"
+        for one in late
+        if not _reach(_backend(json.dumps(one.config)), _backend(before))
+    ]
+    taken = [_backend(text) for text in (*([before] if late else []), *(json.dumps(one) for one in way))]
+    left = [_backend(text) for text in (before, *(json.dumps(one.config) for one in late))]
+    if all(one == left[0] for one in left + taken):
         return found
     if ends_pods:
         found.append(
@@ -163,7 +172,7 @@ def refusals(
             "without docker_live_restore; set it to true and run site.yml --tags docker first"
         )
     ours = {one.address: one.name for one in nodes}
-    if any(one["type"].lower() == "host-gw" for one in backends):
+    if any(one["type"] == "host-gw" for one in taken):
         found += [
             f"{one.name}: the way to {ours.get(address, address)} ({address}) leads through {gateway}, and host-gw "
             "needs all nodes on one link; use vxlan (with DirectRouting, nodes on one link do without the tunnel)"
@@ -214,26 +223,67 @@ def start(noted: str | None, before: str, nodes: Sequence[Node]) -> dict[str, An
         return None
     try:
         kept = json.loads(noted)
-        wanted, found = expected(json.dumps(kept["to"])), dict(kept["from"])
-        parse_config(json.dumps(found))
+        wanted, found = _backend(json.dumps(kept["to"])), dict(kept["from"])
+        same = _backend(json.dumps(found)) == wanted
     except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"the note of a change that is under way, {noted}, cannot be used: {error}",
             "etcdctl del that key, PREFIX/change, when no change is to be taken back",
         ) from None
-    over = expected(before) == wanted and all(one.config == wanted and not one.trouble for one in nodes)
-    return None if over else found
+    # A run of site.yml may have made the network larger since.
+    over = _backend(before) == wanted and all(
+        not one.trouble and _backend(json.dumps(one.config)) == wanted for one in nodes
+    )
+    return None if over or same else found
+
+
+def goes_back(begun: Mapping[str, Any] | None, before: str, way: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this way takes a change of the backend back, and does nothing else. `begun`: as `start` gives it.
+
+    There may be no way left: the run that took it back was interrupted after its last write to etcd.
+    """
+    if begun is None:
+        return False
+    last = json.dumps(way[-1]) if way else before
+    return _backend(last) == _backend(json.dumps(begun)) and parse_config(last).pools == parse_config(before).pools
 
 
 def cut_off(
     begun: Mapping[str, Any] | None, before: str, way: Sequence[Mapping[str, Any]], nodes: Sequence[Node]
 ) -> list[str]:
     """Nodes in trouble that this way helps: it takes a change of the backend back. `begun`: as `start` gives it."""
-    if begun is None or not way:
+    return [one.name for one in nodes if one.trouble and one.asked] if goes_back(begun, before, way) else []
+
+
+def changes_backend(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations have different backends."""
+    return _backend(json.dumps(one)) != _backend(json.dumps(other))
+
+
+def way_out(begun: Mapping[str, Any] | None, nodes: Sequence[Node]) -> list[str]:
+    """What nodes in trouble do not hinder while a change is under way; none when there is none, or no such node."""
+    if begun is None or not any(one.trouble and one.asked for one in nodes):
         return []
-    backends = [parse_config(text).backend for text in (before, json.dumps(way[-1]), json.dumps(begun))]
-    back = backends[1] == backends[2] != backends[0]
-    return [one.name for one in nodes if one.trouble and one.asked] if back else []
+    backend = next((value for key, value in begun.items() if key.lower() == "backend"), {"Type": "udp"})
+    return [
+        f"flannel_backend: {json.dumps(backend)}, with pod_cidr as it is now, takes back the change that is under way, "
+        "also with nodes in trouble"
+    ]
+
+
+def _backend(text: str) -> dict[str, Any]:
+    """The backend of a configuration, such that those that mean the same are the same."""
+    config = parse_config(text)
+    kept = {key: value for key, value in config.backend.items() if key != _DIRECT or value}
+    return {**kept, "type": config.backend_type}
+
+
+def _reach(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether machines with the one backend and with the other reach each other: docs/adr/0011."""
+    kinds = {one["type"], other["type"]}
+    if kinds == {"vxlan", "host-gw"}:
+        return bool(one.get(_DIRECT) or other.get(_DIRECT))
+    return one == other or (kinds == {"vxlan"} and {**one, _DIRECT: True} == {**other, _DIRECT: True})
 
 
 def summary(
@@ -241,7 +291,7 @@ def summary(
 ) -> list[str]:
     """The way for people. `late`: nodes that first take over what etcd has; `helped`: as `cut_off` gives them."""
     known = json.loads(before)
-    if not way and not late:
+    if not way and not late and not helped:
         return [f"{_told(known)}: nothing is to be changed"]
     found = [f"etcd has {_told(known)}"]
     if late:

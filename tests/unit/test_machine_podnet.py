@@ -68,3 +68,20 @@ def test_where_the_kernel_drops_what_comes_another_way(
         (tmp_path / device).mkdir()
         (tmp_path / device / "rp_filter").write_text(f"{value}\n")
     assert podnet.strict("eth0", str(tmp_path)) == names
+
+
+def test_nothing_is_restarted_where_pods_do_not_answer_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarted: list[str] = []
+    answers = {"ok": False}
+    monkeypatch.setattr(podnet, "status", lambda: state(lease={"subnets": ["10.244.1.0/24"]}))
+    monkeypatch.setattr(podnet.systemd, "restart", restarted.append)
+    monkeypatch.setattr(podnet.probe, "ping", lambda *_: answers)
+
+    def follow() -> dict[str, Any]:
+        return podnet.follow({"Network": "10.244.0.0/15"}, True, [], ["10.244.2.2"], False, 0.3)
+
+    done = follow()
+    assert "was not restarted, because before that already the pod 10.244.2.2 does not answer" in done["failure"]
+    assert (done["restarted"], restarted) == ([], [])
+    answers["ok"] = True
+    assert follow()["restarted"] == restarted == ["flanneld.service"]

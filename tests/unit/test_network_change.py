@@ -130,6 +130,10 @@ def test_what_another_backend_would_cut_off(changes: dict[str, Any], reason: str
 
 
 def test_direct_routing_goes_with_routers() -> None:
+    away = network_change.steps(json.dumps(config(HOST_GW)), config(VXLAN))
+    routed = nodes(gateways={"192.0.2.1": "192.0.2.254"}, config=network_change.expected(json.dumps(config(HOST_GW))))
+    routed[0] = Node("a", config=routed[1].config, address="192.0.2.1", gateways={"192.0.2.2": ""})
+    assert network_change.refusals(json.dumps(config(HOST_GW)), away, routed) == []
     assert refused(config(DIRECT), nodes(gateways={"192.0.2.1": "192.0.2.254"})) == []
 
 
@@ -167,13 +171,18 @@ def test_a_node_that_the_change_has_broken_does_not_keep_it_from_being_taken_bac
     # Where all others have come along as well.
     along = Node("c", config=network_change.expected(before), address="192.0.2.3")
     assert network_change.cut_off(config(VXLAN), before, back, [along, broken[1]]) == ["b"]
-    # Also with a network that has become larger meanwhile.
+    # Also with a network that has become larger on the way, but not when it becomes larger now.
     larger = [config(VXLAN, "10.244.0.0/15")]
-    assert network_change.cut_off(config(VXLAN), before, larger, broken) == ["b"]
+    assert network_change.cut_off(config(VXLAN), json.dumps(config(DIRECT, "10.244.0.0/15")), larger, broken) == ["b"]
+    assert network_change.cut_off(config(VXLAN), before, larger, broken) == []
+    # Interrupted after its last write, there is no way left.
+    written = json.dumps(config(VXLAN))
+    assert network_change.cut_off(config(VXLAN), written, [], broken) == ["b"]
+    assert "taken back because of b" in network_change.summary(written, [], [], ["b"])[1]
     # Not forward, nor where no change is under way, nor for one that was not asked.
     assert network_change.cut_off(config(VXLAN), before, forward, broken) == []
     assert network_change.cut_off(None, before, back, broken) == []
-    assert network_change.cut_off(config(VXLAN), json.dumps(config(VXLAN)), larger, broken) == []
+    assert network_change.cut_off(config(VXLAN), written, larger, broken) == []
     assert network_change.refusals(before, forward, broken) == ["b: it does not come up"]
     unasked = [broken[0], network_change.node("b", None)]
     assert network_change.cut_off(config(VXLAN), before, back, unasked) == []
@@ -188,6 +197,37 @@ def test_where_a_change_that_is_under_way_comes_from() -> None:
     done = [Node(one.name, config=network_change.expected(there)) for one in nodes()]
     assert network_change.start(noted, there, done) is None, "the run was killed after its last step"
     assert network_change.start(noted, there, [done[0], Node("b", trouble="down")]) == config(VXLAN)
+    larger = json.dumps(config(HOST_GW, "10.244.0.0/15"))
+    grown = [Node(one.name, config=network_change.expected(larger)) for one in nodes()]
+    assert network_change.start(noted, larger, grown) is None, "and made larger by another one"
+    only_larger = json.dumps(network_change.note(config(VXLAN), config(VXLAN, "10.244.0.0/15")))
+    assert network_change.start(only_larger, before, nodes()) is None, "which cannot be taken back"
+
+
+def test_settings_that_mean_the_same_are_the_way_back() -> None:
+    said = config({"Type": "VXLAN", "DirectRouting": False})
+    assert network_change.goes_back(config(VXLAN), json.dumps(config(DIRECT)), [said])
+
+
+def test_what_takes_a_change_back_is_said() -> None:
+    broken = nodes(trouble="it does not come up")
+    assert 'flannel_backend: {"Type": "vxlan"}, ' in network_change.way_out(config(VXLAN), broken)[0]
+    assert network_change.way_out(None, broken) == []
+    assert network_change.way_out(config(VXLAN), nodes()) == []
+
+
+def test_nobody_is_taken_over_to_what_cuts_it_off() -> None:
+    # Somebody has written it into etcd by hand, or etcd was restored.
+    there = json.dumps(config(HOST_GW))
+    for way in ([], network_change.steps(there, config(VXLAN))):
+        found = network_change.refusals(there, way, nodes())
+        assert [line.partition(":")[0] for line in found] == ["a", "b"]
+        assert "flanneld runs with 10.244.0.0/16, vxlan, and etcd has 10.244.0.0/16, host-gw" in found[0]
+    direct = [Node(one.name, config=network_change.expected(json.dumps(config(DIRECT)))) for one in nodes()]
+    assert network_change.refusals(there, [], direct) == []
+    # What restarts of nodes that are behind would cut off is refused like that of other ones.
+    strict = [direct[0], Node("b", config=direct[1].config, strict=["net.ipv4.conf.eth0.rp_filter"])]
+    assert "rp_filter" in network_change.refusals(there, [], strict)[0]
 
 
 @pytest.mark.parametrize("noted", ["", "[]", "{}", '{"from": 1, "to": {}}', '{"from": {}, "to": {"Network": "x"}}'])
@@ -205,7 +245,9 @@ def test_docker_without_live_restore_ends_pods_at_a_restart_only() -> None:
     assert found(config(VXLAN, "10.244.0.0/15")) == []
 
 
-def network_action(arguments: dict[str, Any], here: list[str], **plan: Any) -> tuple[dict[str, Any], list[Any]]:
+def network_action(
+    arguments: dict[str, Any], here: list[str], running: Any = None, failure: str = "", **plan: Any
+) -> tuple[dict[str, Any], list[Any]]:
     """What the action returns on machine a, and what it asked of the module there."""
     path = ROOT / "action_plugins/kubewright_network.py"
     found = importlib.util.spec_from_file_location("network_action", path)
@@ -220,19 +262,24 @@ def network_action(arguments: dict[str, Any], here: list[str], **plan: Any) -> t
 
     def execute(module_args: dict[str, Any], **_: Any) -> dict[str, Any]:
         asked.append(module_args)
-        return {"status": {"config": None}} if module_args["step"] == "look" else {"failure": ""}
+        return {"status": {"config": running}} if module_args["step"] == "look" else {"failure": failure}
 
     plugin._execute_module = execute
-    addresses = {"a": "192.0.2.1", "b": "192.0.2.2", "c": ""}
-    steps = [{"config": arguments.get("config")}]
-    facts = {"cluster": {}, "network_change": {"addresses": addresses, "cut_off": [], "steps": steps, **plan}}
-    variables = {"ansible_facts": facts, "ansible_play_hosts": here, "inventory_hostname": "a"}
+    addresses = {"a": "192.0.2.1", "b": "192.0.2.2", "c": "192.0.2.3", "d": ""}
+    usual = {"cut_off": [], "down": [], "back": False, "returns": True, "steps": [{"config": arguments.get("config")}]}
+    facts = {"cluster": {}, "network_change": {"addresses": addresses, **usual, **plan}}
+    variables = {
+        "ansible_facts": facts,
+        "ansible_play_hosts": here,
+        "inventory_hostname": "a",
+        "flannel_look": {"gateways": dict.fromkeys(("192.0.2.2", "192.0.2.3"), "")},
+    }
     return plugin.run(None, variables), asked
 
 
 def test_no_step_begins_without_a_node_of_the_plan() -> None:
-    assert not network_action({"step": "present"}, ["m", "a", "b", "c"])[0]["failed"]
-    result, _ = network_action({"step": "present"}, ["m", "a", "c"])
+    assert not network_action({"step": "present"}, ["m", "a", "b", "c", "d"])[0]["failed"]
+    result, _ = network_action({"step": "present"}, ["m", "a", "c", "d"])
     assert result["failed"]
     assert result["msg"].startswith("b: this run has lost it")
     tasks = yaml.safe_load((ROOT / "roles/flannel/tasks/change.yml").read_text())
@@ -259,19 +306,45 @@ def test_what_is_cut_off_goes_to_the_end_of_the_way_after_the_others(
     monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
     way = [{"config": config(DIRECT)}, {"config": config(VXLAN)}]
 
-    def follow(to: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    def follow(to: dict[str, Any], down: list[str], failure: str = "") -> tuple[dict[str, Any], list[Any]]:
         arguments = {"step": "follow", "config": to, "pods": {}, "docker": False, "timeout": 1}
-        return network_action(arguments, ["a", "b"], steps=way, cut_off=["a"])
+        plan = {"steps": way, "cut_off": ["a"], "down": down, "back": True, "returns": False}
+        return network_action(arguments, ["a", "b"], failure=failure, **plan)
 
-    assert follow(config(DIRECT)) == ({"changed": False, "skipped": True}, [])
+    assert follow(config(DIRECT), ["a"]) == ({"changed": False, "skipped": True}, [])
     others = tmp_path / "turn-network"
     others.mkdir()
     (others / "b.state").write_text("done")
-    assert follow(config(VXLAN))[1][-1]["restart"]
+    assert follow(config(VXLAN), ["a"])[1][-1]["restart"]
+    # One that runs takes every step, which need not make it ready before the last one.
+    assert not follow(config(DIRECT), [], "it is not ready")[0].get("failed")
+    assert "a does not come back: it is not ready" in follow(config(VXLAN), [], "it is not ready")[0]["msg"]
     (others / "b.state").write_text("failed")
-    result, asked = follow(config(VXLAN))
+    result, asked = follow(config(VXLAN), ["a"])
     assert "left as it was, because b failed" in result["msg"]
     assert asked == []
+
+
+def test_who_judges_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
+    pods = {"a": "10.244.1.2", "b": "10.244.2.2", "d": "10.244.4.2"}
+    arguments = {"step": "follow", "config": config(DIRECT), "pods": pods, "docker": False, "timeout": 1}
+
+    def asked(running: dict[str, Any], **plan: Any) -> tuple[list[str], list[str]]:
+        [last] = network_action(arguments, ["a"], network_change.expected(json.dumps(running)), **plan)[1][-1:]
+        return last["others"], last["pods"]
+
+    # Those that it reached before: d, which has no lease, is not waited for.
+    assert asked(config(VXLAN)) == (["192.0.2.2", "192.0.2.3"], {"b": "10.244.2.2"})
+    assert asked(config(DIRECT)) == ([], {}), "it has nothing to take over"
+    assert asked(config(VXLAN), back=True) == (["192.0.2.2", "192.0.2.3"], {}), "pods may be what does not work"
+
+
+def test_what_cannot_be_taken_back_is_not_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ansible.constants.DEFAULT_LOCAL_TMP", str(tmp_path))
+    arguments = {"step": "follow", "config": config(VXLAN), "pods": {}, "docker": False, "timeout": 1}
+    assert "set flannel_backend back" in network_action(arguments, ["a"], failure="x")[0]["msg"]
+    assert "set flannel_backend back" not in network_action(arguments, ["a"], failure="x", returns=False)[0]["msg"]
 
 
 def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:
@@ -281,8 +354,11 @@ def test_only_what_running_daemons_do_not_take_over_is_a_restart() -> None:
 
 
 def test_what_a_node_says() -> None:
+    answer = {"gateways": {}, "strict": []}
     assert "all nodes must take part" in network_change.node("a", None).trouble
     assert "it is down" in network_change.node("a", {"status": {"running": False, "reason": "it is down"}}).trouble
-    status = {"running": True, "trouble": "", "config": {}, "interface": {"announced": {"4": "192.0.2.1"}}}
+    assert "no network configuration yet" in network_change.node("a", {**answer, "status": {"running": True}}).trouble
+    running = network_change.expected(json.dumps(config(VXLAN)))
+    status = {"running": True, "trouble": "", "config": running, "interface": {"announced": {"4": "192.0.2.1"}}}
     found = network_change.node("a", {"status": status, "gateways": {}, "strict": []})
     assert (found.trouble, found.address) == ("", "192.0.2.1")

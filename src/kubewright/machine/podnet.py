@@ -14,6 +14,7 @@ from . import files, probe, systemd
 _FLANNELD = "/opt/flannel/bin/flanneld"
 _UNIT = "flanneld.service"
 _INTERVAL = 0.25
+_PATIENCE = 10.0  # seconds for what was the matter with a pod for a moment only
 _CONF = "/proc/sys/net/ipv4/conf"
 
 
@@ -106,10 +107,13 @@ def follow(
 ) -> dict[str, Any]:
     """Have flanneld run with `wanted`, and wait until pods of the other machines answer: {restarted: [unit], failure}.
 
-    `others`: addresses of the other nodes; `pods`: addresses of pods there; `docker`: it is restarted along.
+    `others`: addresses of the other nodes; `pods`: addresses of pods there; `docker`: it is restarted along. Nothing is
+    restarted where pods do not answer before: a node that had its turn earlier may be cut off by what is to come here.
     """
     state = status()
     restarted = [_UNIT] if restart and state.get("config") != wanted else []
+    if restarted and (failure := _unanswered_for(pods, state, min(timeout, _PATIENCE))):
+        return {"restarted": [], "failure": f"flanneld was not restarted, because before that already {failure}"}
     for unit in restarted:
         systemd.restart(unit)
     end = time.monotonic() + timeout
@@ -121,6 +125,14 @@ def follow(
             return {"restarted": restarted, "failure": failure}
         time.sleep(_INTERVAL)
         state = status()
+
+
+def _unanswered_for(pods: list[str], state: dict[str, Any], seconds: float) -> str:
+    """Which pods do not answer for so long."""
+    end = time.monotonic() + seconds
+    while (failure := _unanswered(state, pods)) and time.monotonic() < end:
+        time.sleep(_INTERVAL)
+    return failure
 
 
 def _unanswered(state: dict[str, Any], pods: list[str]) -> str:
