@@ -77,7 +77,7 @@ def test_all_tests_share_one_cache_wherever_they_run(monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(ROOT)
     main = script["main"]
     monkeypatch.setitem(main.__globals__, "run", run)
-    monkeypatch.setitem(main.__globals__, "SUITES", [])
+    monkeypatch.setitem(main.__globals__, "suites", lambda: None)
     assert main() == 0
     assert set(seen.values()) == {str(ROOT / "build" / "cache")}
     assert set(seen) >= {f"scenario {name}" for name in script["SCENARIOS"]}
@@ -122,3 +122,13 @@ def test_a_suite_that_cannot_begin_is_a_failure(tmp_path: Path, capfd: pytest.Ca
     run_suite(script, tmp_path / "missing")
     assert script["conclude"]() == 1
     assert "  " + str(tmp_path / "missing") + ": ERROR: " in capfd.readouterr().out
+
+
+def test_every_suite_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "test"))
+    suites = script["suites"]
+    seen: list[str] = []
+    monkeypatch.setitem(suites.__globals__, "suite", lambda path, *_: seen.append(path))
+    suites()
+    there = {f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert sorted(seen) == sorted(there)
