@@ -88,7 +88,8 @@ status:
   returned: step is look
 ansible_facts:
   description: >-
-    The fact C(network_change), with C(steps), C(lines), C(addresses), C(cut_off), C(note), C(noted) and C(pings).
+    The fact C(network_change), with C(steps), C(lines), C(addresses), C(cut_off), C(down), C(back), C(returns),
+    C(note), C(noted) and C(pings).
   type: dict
   returned: step is plan
 restarted:

@@ -82,7 +82,7 @@ def steps(before: str, after: Mapping[str, Any]) -> list[dict[str, Any]]:
             return []
         old, new = parse_config(before), parse_config(json.dumps(after))
         larger = {key: value for key, value in after.items() if key.lower() != "backend"}
-        larger["Backend"] = next((value for key, value in known.items() if key.lower() == "backend"), {"Type": "udp"})
+        larger["Backend"] = _given(known)
         middle = parse_config(json.dumps(larger))
     except (ConfigError, ValueError, AttributeError) as error:
         raise UserError(f"the network configuration in etcd, {before}, cannot be used: {error}") from None
@@ -101,8 +101,7 @@ def steps(before: str, after: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _backends(old: NetworkConfig, new: NetworkConfig, after: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if old.backend == new.backend:
         return []
-    wanted: Mapping[str, Any] = next(value for key, value in after.items() if key.lower() == "backend")
-    before, kinds = dict(old.backend), (old.backend_type, new.backend_type)
+    wanted, before, kinds = _given(after), dict(old.backend), (old.backend_type, new.backend_type)
     if kinds == ("vxlan", "host-gw"):
         return [wanted] if before.get(_DIRECT) else [_direct(before), wanted]
     if kinds == ("host-gw", "vxlan"):
@@ -122,6 +121,11 @@ def _backends(old: NetworkConfig, new: NetworkConfig, after: Mapping[str, Any]) 
         "the other do not reach each other",
         "only vxlan and host-gw change into each other; docs/flannel.md says what to do with all pods gone",
     )
+
+
+def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The backend as a configuration has it, in its letter case; flannel's default where it has none."""
+    return next((value for key, value in config.items() if key.lower() == "backend"), {"Type": "udp"})
 
 
 def _setting(config: NetworkConfig, key: str) -> Any:
@@ -154,7 +158,8 @@ def refusals(
     helped: as `cut_off` gives them. ends_pods: a restart of flanneld ends the pods of its node.
     """
     found = [f"{one.name}: {one.trouble}" for one in nodes if one.trouble and one.name not in helped]
-    late = [one for one in nodes if one.name in behind(before, way, nodes)]
+    names = behind(before, way, nodes)
+    late = [one for one in nodes if one.name in names]
     found += [
         f"{one.name}: flanneld runs with {_told(one.config or {})}, and etcd has {_told(json.loads(before))}: a node "
         "that takes that over reaches none that has not; write into etcd what the nodes run (etcdctl put), and type "
@@ -264,10 +269,9 @@ def way_out(begun: Mapping[str, Any] | None, nodes: Sequence[Node]) -> list[str]
     """What nodes in trouble do not hinder while a change is under way; none when there is none, or no such node."""
     if begun is None or not any(one.trouble and one.asked for one in nodes):
         return []
-    backend = next((value for key, value in begun.items() if key.lower() == "backend"), {"Type": "udp"})
     return [
-        f"flannel_backend: {json.dumps(backend)}, with pod_cidr as it is now, takes back the change that is under way, "
-        "also with nodes in trouble"
+        f"flannel_backend: {json.dumps(_given(begun))}, with pod_cidr as it is now, takes back the change that is "
+        "under way, also with nodes in trouble"
     ]
 
 

@@ -115,6 +115,15 @@ def _binary_difference(binary: dict[str, Any], cache: files.DigestCache) -> dict
     return {"kind": "binary", "path": link, "name": binary["name"], "reason": reason, "content": not held}
 
 
+def _changed(declared: dict[str, Any], cache: files.DigestCache) -> list[str] | None:
+    """Paths that differ from what the service was started with last; None when kubewright has not started it yet."""
+    record = files.read_json(record_path(declared["name"]))
+    if not record:
+        return None
+    wanted, started = ingredients(declared, cache), record.get("ingredients", {})
+    return sorted(p for p in set(wanted) | set(started) if wanted.get(p) != started.get(p))
+
+
 def _restart_reason(
     declared: dict[str, Any], state: dict[str, str], altered: set[str], cache: files.DigestCache
 ) -> tuple[str, bool, bool]:
@@ -126,11 +135,9 @@ def _restart_reason(
     running = state.get("ActiveState") in ("active", "reloading")
     if not running:
         return f"not running ({state.get('ActiveState') or 'unknown'})", False, False
-    record = files.read_json(record_path(declared["name"]))
-    if not record:
+    paths = _changed(declared, cache)
+    if paths is None:
         return "not started by kubewright yet", True, False
-    wanted, started = ingredients(declared, cache), record.get("ingredients", {})
-    paths = sorted(p for p in set(wanted) | set(started) if wanted.get(p) != started.get(p))
     reload = {*paths, *altered} <= set(declared["reload"])
     if paths:
         return f"changed since it was started: {', '.join(paths)}", True, reload
@@ -176,8 +183,9 @@ def inspect(declared: dict[str, Any], cache: files.DigestCache, unit_states: dic
         relevant |= {binary["link"] for binary in declared["binaries"]}
         altered = {d["path"] for d in differences} & relevant
         result["restart"], result["running"], result["reload"] = _restart_reason(declared, state, altered, cache)
-        record = files.read_json(record_path(declared["name"])) or {}
-        result["current"] = not differences and record.get("ingredients") == ingredients(declared, cache)
+        # What runs and needs no restart was started with all of it.
+        started = not result["restart"] or (not result["running"] and _changed(declared, cache) == [])
+        result["current"] = not differences and started
         if result["restart"] and result["running"] and declared.get("member"):
             result["leader"] = _leads(declared["member"])
     for image in declared["images"]:
