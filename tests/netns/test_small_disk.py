@@ -144,7 +144,9 @@ def test_what_a_build_has_on_the_disk_already_counts(disk: Path, tmp_path: Path)
 @pytest.mark.parametrize("quiet", ["", "2>/dev/null"])
 def test_a_build_that_fills_the_disk(disk: Path, tmp_path: Path, quiet: str) -> None:
     status, said = build(disk, tmp_path, f'head -c 60M /dev/zero > "$TMPDIR/x" {quiet} || exit 2')
-    assert f"kubernetes: building kubelet (4 of 6): the disk of {disk}/cache/build is full (0 MiB free)\n" in said
+    assert (
+        f"kubernetes 1.20.2: building kubelet (4 of 6): the disk of {disk}/cache/build is full (0 MiB free)\n" in said
+    )
     assert "the rest takes about 2 MiB: free as much there and run again, it goes on where it stopped; or set" in said
     # What the compiler had left in its temporary directory went before the room was looked for.
     assert status == 0, said

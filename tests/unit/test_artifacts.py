@@ -352,6 +352,11 @@ def test_the_build_key_knows_its_inputs() -> None:
     other = json.loads(json.dumps(recipe))
     other["debian"]["toolchain"][0]["sha256"] = "0" * 64
     assert kubernetes_build.key(recipe) != kubernetes_build.key(other)
+    assert kubernetes_build.work_key(recipe) != kubernetes_build.work_key(other)
+    # What is only linked otherwise is compiled once.
+    for stamp in ({"version": "1.21.14"}, {"build": "mine"}, {"commit": "0" * 40}):
+        assert kubernetes_build.key({**recipe, **stamp}) != kubernetes_build.key(recipe)
+        assert kubernetes_build.work_key({**recipe, **stamp}) == kubernetes_build.work_key(recipe)
 
 
 def test_the_version_is_stamped_where_gopath_mode_looks() -> None:

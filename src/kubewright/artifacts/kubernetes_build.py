@@ -36,17 +36,17 @@ _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/vers
 
 def key(recipe: Mapping[str, Any]) -> str:
     """Digest of everything that decides the result."""
-    return _digest([*_compiled(recipe), recipe["build"]] if recipe.get("build") else _compiled(recipe))
+    return _digest([*_compiled(recipe), recipe["version"], recipe["commit"], recipe.get("build")])
 
 
 def work_key(recipe: Mapping[str, Any]) -> str:
-    """Digest of what is compiled. Builds that only name themselves otherwise share it, and differ in linking."""
+    """Digest of what is compiled. Builds that only call themselves otherwise share it, and differ in linking."""
     return _digest(_compiled(recipe))
 
 
 def _compiled(recipe: Mapping[str, Any]) -> list[Any]:
     debian_ = recipe["debian"]
-    return [_RECIPE, recipe["version"], sorted(debian_["files"].items()), [t["sha256"] for t in debian_["toolchain"]]]
+    return [_RECIPE, sorted(debian_["files"].items()), [t["sha256"] for t in debian_["toolchain"]]]
 
 
 def _digest(inputs: list[Any]) -> str:
@@ -84,10 +84,10 @@ class Builder:
         self._apt = apt
         self._scratch = scratch
         self._progress = progress
-        self._build = str(recipe.get("build") or "")
         self._version = locked.kubernetes_version
         self._work = root / f"{_WORK}{work_key(recipe)}"
-        self._out = root / f"{_RESULT}{key(recipe)}"
+        self._key = key(recipe)
+        self._out = root / f"{_RESULT}{self._key}"
         self._lock = -1
 
     def result(self) -> dict[str, tuple[Path, Claim]] | None:
@@ -218,11 +218,11 @@ class Builder:
 
     @property
     def _linked(self) -> Path:
-        return self._work / f"out{self._build and '+'}{self._build}"
+        return self._work / f"out-{self._key}"
 
     def _command(self, number: int, command: str) -> None:
         target = self._linked / command
-        step = f"{command}{self._build and '+'}{self._build}"
+        step = f"{command}-{self._key}"
         if self._step(step).exists() and self._is_program(target):
             return
         flags = link_flags(self._version, str(self._recipe["commit"]))
@@ -238,8 +238,7 @@ class Builder:
             str(target),
             f"./cmd/{command}",
         ]
-        what = f"kubernetes {self._version}" if self._build else "kubernetes"
-        title = f"{what}: building {command} ({number} of {len(KUBERNETES)})"
+        title = f"kubernetes {self._version}: building {command} ({number} of {len(KUBERNETES)})"
         self._run(command, argv, self._tree, title)
         if not self._is_program(target):
             size = target.stat().st_size if target.exists() else 0
@@ -326,7 +325,7 @@ class Builder:
             settle(staging)
             staging.rename(self._out)
         # Sources, toolchain and Go's cache take 3 GB, and make another build of the same sources a matter of linking.
-        for step in (f"{name}{self._build and '+'}{self._build}" for name in KUBERNETES):
+        for step in (f"{name}-{self._key}" for name in KUBERNETES):
             self._step(step).unlink(missing_ok=True)
         for used in (self._linked, self._temporary):
             shutil.rmtree(used, ignore_errors=True)
@@ -340,13 +339,13 @@ def results(root: Path) -> list[Path]:
     return sorted(root.glob(f"{_RESULT}*"))
 
 
-def unfinished(root: Path) -> list[Path]:
-    """Directories of builds that were begun below `root`."""
+def work_directories(root: Path) -> list[Path]:
+    """Directories below `root` in which builds are made."""
     return sorted(root.glob(f"{_WORK}*"))
 
 
 def key_of(directory: Path) -> str:
-    """The `key` of a directory of `results` or `unfinished`."""
+    """The `key` of a directory of `results`."""
     return directory.name.rpartition("-")[2]
 
 

@@ -74,18 +74,12 @@ def unused(cache: Path, keep: Collection[str], days: int, now: float) -> list[Ga
     rest = [path for path in content.values() if _last_change(path) < limit]
     needed = {key.rpartition("/")[2] for key in kept_keys if key.startswith("debian/")}
     build = cache / "build"
-    builds = [*kubernetes_build.results(build), *kubernetes_build.unfinished(build)]
-    made = {kubernetes_build.key_of(p) for p in kubernetes_build.results(build)}
-    rest += [
-        p
-        for p in builds
-        # Of a finished build the sources and Go's cache only spare time, should there ever be another of them.
-        if (
-            kubernetes_build.key_of(p) not in needed
-            or (p.name.startswith("work-") and kubernetes_build.key_of(p) in made)
-        )
-        and _last_change(p) < limit
+    # Sources and Go's cache only spare time, should there ever be another build of them.
+    builds = [
+        *(p for p in kubernetes_build.results(build) if kubernetes_build.key_of(p) not in needed),
+        *kubernetes_build.work_directories(build),
     ]
+    rest += [p for p in builds if _last_change(p) < limit]
     for directory in (cache / "download", *sorted(cache.glob("apt*/download"))):
         rest += [p for p in sorted(directory.glob("[!.]*")) if _last_change(p) < limit]
     found += [Garbage(str(path.relative_to(cache)), (path,), (), _size(path), _last_change(path)) for path in rest]
