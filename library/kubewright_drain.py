@@ -35,10 +35,6 @@ options:
     type: str
     choices: [drained, uncordoned]
     default: drained
-  policy_v1:
-    description: Whether evictions are asked for in policy/v1 (the feature of that name), else policy/v1beta1.
-    type: bool
-    default: false
   timeout:
     description: Seconds until all pods must have left.
     type: float
@@ -74,7 +70,6 @@ EXAMPLES = r"""
     ca: "{{ cluster.api_access.ca }}"
     cert: "{{ cluster.api_access.cert }}"
     key: "{{ cluster.api_access.key }}"
-    policy_v1: "{{ cluster.features.policy_v1 }}"
     node: node02
     timeout: 120
 """
@@ -125,7 +120,6 @@ def main() -> None:
             "key": {"type": "path", "required": True, "no_log": False},
             "node": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["drained", "uncordoned"], "default": "drained"},
-            "policy_v1": {"type": "bool", "default": False},
             "timeout": {"type": "float", "default": 300},
             "emptydir_data": {"type": "bool", "default": False},
             "unmanaged": {"type": "bool", "default": False},
@@ -137,7 +131,7 @@ def main() -> None:
     )
     p = module.params
     access = (p["server"], p["ca"], p["cert"], p["key"])
-    one = drain.Drain(lambda: api.Client(*access), p["node"], "v1" if p["policy_v1"] else "v1beta1")
+    one = drain.Drain(lambda: api.Client(*access), p["node"])
     try:
         node = one.node()
         if node is None:

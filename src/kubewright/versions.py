@@ -24,8 +24,6 @@ _FEATURES: dict[str, tuple[int | None, int | None]] = {
     "cluster_signing_duration": (19, None),
     "csr_api_v1": (19, None),
     "insecure_health_ports": (None, 23),
-    # Eviction of policy/v1 came a minor after PodDisruptionBudget of policy/v1.
-    "policy_v1": (22, None),
     "service_account_issuer": (20, None),
 }
 

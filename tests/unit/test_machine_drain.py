@@ -35,6 +35,7 @@ class Api:
     def __init__(self, pods: list[dict[str, Any]], refusals: int = 0, silent: int = 0) -> None:
         self.node: dict[str, Any] = {"metadata": {"annotations": {}}, "spec": {}}
         self.items, self.refusals, self.silent = pods, refusals, silent
+        self.evictions = [{"name": "pods/eviction", "group": "policy", "version": "v1beta1", "kind": "Eviction"}]
         self.asked: list[tuple[str, str]] = []
         self.bodies: list[Any] = []
 
@@ -46,6 +47,8 @@ class Api:
             self.silent -= 1
             raise api.NoAnswerError("silence")
         self.asked.append((method, path))
+        if method == "GET" and path == "/api/v1":
+            return 200, {"resources": [{"name": "pods"}, *self.evictions]}
         if method == "GET":
             return (200, {"items": self.items}) if "pods" in path else (200, self.node)
         if method == "PATCH":
@@ -87,13 +90,13 @@ def test_pods_that_would_lose_something_are_told_all_together() -> None:
 def test_nothing_is_cordoned_when_a_pod_may_not_go() -> None:
     api_ = Api([pod("alone", "")])
     with pytest.raises(drain.DrainError):
-        drain.Drain(api_, "node01", "v1").drain(api_.node, 1, drain.Rules())
+        drain.Drain(api_, "node01").drain(api_.node, 1, drain.Rules())
     assert [method for method, _ in api_.asked] == ["GET"]
 
 
 def test_a_budget_is_asked_again_until_it_grants() -> None:
     api_ = Api([pod("web"), pod("log", "DaemonSet")], refusals=3, silent=2)
-    assert drain.Drain(api_, "node01", "v1beta1").drain(api_.node, 5, drain.Rules()) == ["default/web"]
+    assert drain.Drain(api_, "node01").drain(api_.node, 5, drain.Rules()) == ["default/web"]
     assert api_.node["spec"]["unschedulable"]
     assert drain.MARK in api_.node["metadata"]["annotations"]
     assert api_.bodies[-1]["apiVersion"] == "policy/v1beta1"
@@ -103,7 +106,7 @@ def test_a_budget_is_asked_again_until_it_grants() -> None:
 def test_after_the_timeout_the_node_takes_pods_again_and_the_budget_is_named() -> None:
     api_ = Api([pod("web")], refusals=10_000)
     with pytest.raises(drain.DrainError) as error:
-        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+        drain.Drain(api_, "node01").drain(api_.node, 0.05, drain.Rules())
     assert "default/web: The disruption budget web needs 2 healthy pods" in str(error.value)
     assert str(error.value).endswith("node01 takes pods again")
     assert not api_.node["spec"]["unschedulable"]
@@ -115,14 +118,14 @@ def test_nodes_that_were_drained_before_take_pods_again_as_well(web: dict[str, A
     # One node of the table is all nodes.
     api_.node = {"metadata": {"annotations": {drain.MARK: "drain"}}, "spec": {"unschedulable": True}}
     with pytest.raises(drain.DrainError, match="node01 takes pods again"):
-        drain.Drain(api_, "node02", "v1").drain(api_.node, 0.05, drain.Rules(), ["node01"])
+        drain.Drain(api_, "node02").drain(api_.node, 0.05, drain.Rules(), ["node01"])
     assert ("PATCH", "/api/v1/nodes/node01") in api_.asked
 
 
 def test_a_node_that_a_person_cordoned_stays_cordoned() -> None:
     api_ = Api([pod("web")], refusals=10_000)
     api_.node["spec"]["unschedulable"] = True
-    one = drain.Drain(api_, "node01", "v1")
+    one = drain.Drain(api_, "node01")
     with pytest.raises(drain.DrainError, match="stays cordoned"):
         one.drain(api_.node, 0.05, drain.Rules())
     assert api_.node["spec"]["unschedulable"]
@@ -134,13 +137,13 @@ def test_a_drain_that_was_interrupted_is_withdrawn_by_the_next() -> None:
     api_.node["spec"]["unschedulable"] = True
     api_.node["metadata"]["annotations"][drain.MARK] = "drain"
     with pytest.raises(drain.DrainError, match="takes pods again"):
-        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+        drain.Drain(api_, "node01").drain(api_.node, 0.05, drain.Rules())
     assert not api_.node["spec"]["unschedulable"]
 
 
 def test_force_deletes_what_is_left_after_the_timeout() -> None:
     api_ = Api([pod("web")], refusals=10_000)
-    gone = drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules(force=True))
+    gone = drain.Drain(api_, "node01").drain(api_.node, 0.05, drain.Rules(force=True))
     assert gone == ["default/web"]
     assert api_.asked[-1] == ("DELETE", "/api/v1/namespaces/default/pods/web")
     assert api_.bodies[-1]["gracePeriodSeconds"] == 0
@@ -149,5 +152,17 @@ def test_force_deletes_what_is_left_after_the_timeout() -> None:
 def test_a_pod_that_is_ending_is_waited_for_and_not_evicted_again() -> None:
     api_ = Api([pod("web", "", metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"})])
     with pytest.raises(drain.DrainError, match="has been ending since 2026"):
-        drain.Drain(api_, "node01", "v1").drain(api_.node, 0.05, drain.Rules())
+        drain.Drain(api_, "node01").drain(api_.node, 0.05, drain.Rules())
     assert all(method != "POST" for method, _ in api_.asked)
+
+
+def test_evictions_are_asked_for_as_the_api_server_has_them() -> None:
+    api_ = Api([pod("web")])
+    api_.evictions[0]["version"] = "v1"
+    drain.Drain(api_, "node01").drain(api_.node, 5, drain.Rules())
+    assert api_.bodies[-1]["apiVersion"] == "policy/v1"
+    api_ = Api([pod("web")])
+    api_.evictions = []
+    with pytest.raises(drain.DrainError, match="too old for a drain"):
+        drain.Drain(api_, "node01").drain(api_.node, 5, drain.Rules())
+    assert not api_.node["spec"]["unschedulable"]

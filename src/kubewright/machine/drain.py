@@ -88,13 +88,11 @@ def hindrance(status: int, body: dict[str, Any]) -> str:
 
 
 class Drain:
-    """One node of the cluster behind `connect`, which opens a connection to an API server.
+    """One node of the cluster behind `connect`, which opens a connection to an API server."""
 
-    `policy`: version of the API group `policy` that evictions are asked for in, `v1` or `v1beta1`.
-    """
-
-    def __init__(self, connect: Callable[[], api.Client], node: str, policy: str) -> None:
-        self._connect, self._node, self._policy = connect, node, policy
+    def __init__(self, connect: Callable[[], api.Client], node: str) -> None:
+        self._connect, self._node = connect, node
+        self._eviction_version = ""
         self._client: api.Client | None = None
 
     def _ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
@@ -149,11 +147,20 @@ class Drain:
         self._patch({"metadata": {"annotations": {MARK: None}}, "spec": {"unschedulable": None}})
         return True
 
+    def _eviction(self) -> str:
+        """`policy/v1` or `policy/v1beta1`: as what the API server takes evictions, by what it says that it has."""
+        if not self._eviction_version:
+            found = [one for one in self._get("/api/v1")["resources"] if one["name"] == "pods/eviction"]
+            if not found:
+                raise api.ApiError("this API server has no evictions (pods/eviction): it is too old for a drain")
+            self._eviction_version = f"{found[0]['group']}/{found[0]['version']}"
+        return self._eviction_version
+
     def _evict(self, pod: dict[str, Any]) -> str:
         """Ask for a pod's eviction; why it was not granted, empty when it was or the pod is gone."""
         meta = pod["metadata"]
         eviction = {
-            "apiVersion": f"policy/{self._policy}",
+            "apiVersion": self._eviction(),
             "kind": "Eviction",
             "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
             # Another pod of the same name, of a StatefulSet, is on another node by now.
@@ -206,7 +213,7 @@ class Drain:
         Nothing is done when a pod may not go. When not all have gone after `timeout` seconds, DrainError says which and
         what held them up, and nodes that kubewright cordoned, this one and those `before`, take pods again.
         """
-        others = [Drain(self._connect, name, self._policy) for name in before]
+        others = [Drain(self._connect, name) for name in before]
         try:
             leaving(self.pods(), rules)
         except DrainError as error:
