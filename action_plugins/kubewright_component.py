@@ -62,9 +62,10 @@ class ActionModule(ActionBase):
 
     def _bring(self, turnstile: Turnstile) -> dict[str, Any]:
         arguments = self._task.args
-        artifacts = self._vars["ansible_facts"].get("artifacts") or {}
+        facts = self._vars["ansible_facts"]
+        artifacts, goal = facts.get("artifacts") or {}, str((facts.get("upgrade") or {}).get("set") or "")
         self._declared = [
-            components.expand(c, self._render, artifacts, foresee=self._task.check_mode)
+            components.expand(c, self._render, artifacts, artifacts_set=goal, foresee=self._task.check_mode)
             for c in arguments["components"]
         ]
         reply = self._ask("inspect")

@@ -8,7 +8,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright import backup_store, confirmation, stages, upgrade, versions
+from kubewright import backup_store, components, confirmation, stages, upgrade, versions
 from kubewright.artifacts import settings
 from kubewright.artifacts.catalog import Catalog
 from kubewright.errors import UserError
@@ -95,7 +95,9 @@ class ActionModule(ActionBase):
         )
         if problems:
             raise UserError(upgrade.refusal(problems, "this upgrade"))
-        return self._planned(rounds, "upgrade")
+        # Also over several releases it is one upgrade: to what is wanted in the end.
+        wanted_set = components.set_name(self._vars["ansible_facts"].get("artifacts") or {})
+        return self._planned(rounds, "upgrade", wanted_set)
 
     def _rollback(self) -> dict[str, Any]:
         machines = self._machines()
@@ -114,7 +116,7 @@ class ActionModule(ActionBase):
         always = str(self._task.args["drain"])
         return self._planned([upgrade.way_back(found, self._cluster["kube_version"], always)], verb)
 
-    def _planned(self, rounds: list[upgrade.Round], verb: str) -> dict[str, Any]:
+    def _planned(self, rounds: list[upgrade.Round], verb: str, artifacts_set: str = "") -> dict[str, Any]:
         display = Display()
         lines = []
         for number, one in enumerate(rounds, 1):
@@ -130,6 +132,7 @@ class ActionModule(ActionBase):
             "at_once": upgrade.at_once(str(self._task.args["nodes_at_once"]), nodes),
             "stages": sorted(self._stages()),
             "lines": lines,
+            "set": artifacts_set,
             "check": bool(self._task.check_mode),
         }
         return {"changed": False, "ansible_facts": {"upgrade": facts}}

@@ -107,6 +107,7 @@ def expand(
     render: Callable[[str], str],
     artifacts: Mapping[str, Mapping[str, Any]],
     *,
+    artifacts_set: str = "",
     foresee: bool = False,
 ) -> Declared:
     """Turn one entry of the action's `components` into what the machine is asked.
@@ -160,7 +161,7 @@ def expand(
             {"mode": "0755", "owner": "root", "group": "root", **dict(d)} for d in component.get("directories", [])
         ],
         "binaries": binaries,
-        "set": set_name(artifacts),
+        "set": artifacts_set or set_name(artifacts),
         "files": wires,
         "absent": [str(p) for p in component.get("absent", [])],
         "inputs": [str(p) for p in component.get("inputs", [])],

@@ -264,30 +264,58 @@ def plan(
     goal = str(versions.Version.parse(versions.release(version)))
     moving = running(machines, _SERVER, concerned)
     oldest = min(moving.values(), key=versions.numbers) if moving else goal
-    between = (
-        [str(versions.Version.parse(hop, "upgrade_via")) for hop in via] if via else versions.hops(oldest, goal)[:-1]
-    )
+    asked = [str(versions.Version.parse(hop, "upgrade_via")) for hop in via] or versions.hops(oldest, goal)[:-1]
+    # A run that goes on leaves out what all masters have behind them.
+    between = [hop for hop in asked if versions.numbers(hop) > versions.numbers(oldest)]
     route = [*between, goal] if moving else [goal]
+    steps = [(release, concerned) for release in route]
+    # Where a round of an earlier run has failed, it ends before the next one begins.
+    late = _behind(machines, oldest, concerned) if len(route) > 1 else []
+    begin = machines
+    if late:
+        steps.insert(0, (versions.release(oldest), _only_nodes(late, concerned)))
+        begin = _as_of(machines, _kubernetes(oldest), _only_nodes(late, concerned))
     problems = _downgrades(machines, target, concerned)
     if not problems:
-        problems = _route_problems(oldest, route) + _skew_problems(machines, route, concerned)
+        problems = _route_problems(oldest, route) + _skew_problems(begin, route, concerned)
+        problems += _length_problems(oldest, [release for release, _ in steps])
         problems += _fit_problems(machines, target, goal, concerned)
         problems += _silence_problems(changes(machines, target, concerned), silent)
     if problems:
         return [], problems
     found = []
     state = machines
-    for number, release in enumerate(route):
-        last = number == len(route) - 1
-        # Between, only Kubernetes is another; what its files will be is not known before they are there.
-        wanted = target if last else {name: {"version": release} for name in KUBERNETES}
-        differing = changes(state, wanted, concerned)
+    for number, (release, changing) in enumerate(steps):
+        last = number == len(steps) - 1
+        # All else changes in the first round.
+        wanted = target if last else {**target, **_kubernetes(release)}
+        problems = _downgrades(state, wanted, changing)
+        if problems:
+            return [], problems
+        differing = changes(state, wanted, changing)
         snapshot = _is_first_of_etcd(differing, state, wanted)
-        state = _as_of(state, release, concerned)
+        state = _as_of(state, wanted, changing)
         touched = list(dict.fromkeys(c.machine for c in differing if c.component in _NODE_COMPONENTS))
         leaving = {"always": touched, "never": []}.get(drain, drains(differing, live_restore=live_restore))
         found.append(Round(release, tuple(differing), tuple(leaving), snapshot))
     return found, []
+
+
+def _behind(machines: Generations, server: str, concerned: Concerned) -> list[str]:
+    """Machines whose kubelet or kube-proxy is of an older minor version than the API servers."""
+    found = [
+        machine
+        for artifact in (_KUBELET, "kube-proxy")
+        for machine, version in running(machines, artifact, concerned).items()
+        if versions.minor(version) < versions.minor(server)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _only_nodes(names: Collection[str], concerned: Concerned) -> Concerned:
+    return lambda machine, component: (
+        machine in names and component in _NODE_COMPONENTS and concerned(machine, component)
+    )
 
 
 def _is_first_of_etcd(differing: Sequence[Change], machines: Generations, wanted: Artifacts) -> bool:
@@ -307,14 +335,19 @@ def _silence_problems(found: Sequence[Change], silent: Sequence[str]) -> list[st
     ]
 
 
-def _as_of(machines: Generations, release: str, concerned: Concerned) -> Generations:
-    """The machines after a round to a release."""
+def _kubernetes(release: str) -> Artifacts:
+    """A release of which nobody knows yet what its files will be."""
+    return {name: {"version": release} for name in KUBERNETES}
+
+
+def _as_of(machines: Generations, wanted: Artifacts, concerned: Concerned) -> Generations:
+    """The machines after a round."""
     return {
         machine: {
             component: {
                 **generations,
                 "artifacts": {
-                    name: {**one, "version": release, "sha256": ""} if name in KUBERNETES else one
+                    name: {**one, "sha256": "", **wanted[name]} if name in wanted else one
                     for name, one in generations["artifacts"].items()
                 },
             }
@@ -347,12 +380,16 @@ def _route_problems(oldest: str, route: Sequence[str]) -> list[str]:
                 f"upgrade_via: [{', '.join(repr(hop) for hop in versions.hops(oldest, route[-1])[:-1])}]"
             )
         before = release
-    if len(route) > _MAX_ROUNDS:
-        found.append(
-            f"{oldest} -> {route[-1]} takes {len(route)} rounds, one run does {_MAX_ROUNDS}; "
-            f"first go to {route[_MAX_ROUNDS - 1]}"
-        )
     return found
+
+
+def _length_problems(oldest: str, releases: Sequence[str]) -> list[str]:
+    if len(releases) <= _MAX_ROUNDS:
+        return []
+    return [
+        f"{oldest} -> {releases[-1]} takes {len(releases)} rounds, one run does {_MAX_ROUNDS}; "
+        f"first go to {releases[_MAX_ROUNDS - 1]}"
+    ]
 
 
 def _skew_problems(machines: Generations, route: Sequence[str], concerned: Concerned) -> list[str]:
@@ -367,7 +404,7 @@ def _skew_problems(machines: Generations, route: Sequence[str], concerned: Conce
             for machine, version in running(state, artifact).items():
                 if reason := versions.skew(artifact, version, newest):
                     found.setdefault(f"{reason}; bring it up first", []).append(machine)
-        state = _as_of(state, release, concerned)
+        state = _as_of(state, _kubernetes(release), concerned)
         # A node may ask any of them, also one that this run leaves as it is.
         oldest = min(running(state, _SERVER).values(), key=versions.minor)
         for artifact in (_KUBELET, "kube-proxy"):

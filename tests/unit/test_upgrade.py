@@ -152,6 +152,13 @@ def test_several_minor_versions_are_several_rounds() -> None:
     assert [one.drain for one in rounds] == [("n1", "n2"), ("n1", "n2")]
     assert {(c.old, c.new) for c in rounds[0].changes} == {("1.20.2", "1.21.14")}
     assert {(c.old, c.new) for c in rounds[1].changes} == {("1.21.14", "1.22.3")}
+    # As the playbook does it: the roles of a round bring all that is not Kubernetes as well.
+    other = wanted(etcd="3.5.9", dockerd="26.1.5", **kubernetes("1.22.3"))
+    rounds, found = upgrade.plan(CLUSTER, other, "1.22.3", [], live_restore=True)
+    assert found == []
+    assert {c.artifact for c in rounds[0].changes} - set(upgrade.KUBERNETES) == {"etcd", "dockerd"}
+    assert {c.artifact for c in rounds[1].changes} <= set(upgrade.KUBERNETES)
+    assert [one.snapshot for one in rounds] == [True, False]
     via, _ = upgrade.plan(CLUSTER, wanted(**kubernetes("1.22.3")), "1.22.3", ["1.21.1"], live_restore=True)
     assert [one.version for one in via] == ["1.21.1", "1.22.3"]
 
@@ -168,6 +175,50 @@ def test_several_minor_versions_are_several_rounds() -> None:
 )
 def test_forbidden_steps(asked: dict[str, str], version: str, via: tuple[str, ...], said: str) -> None:
     assert any(said in problem for problem in problems(wanted(**asked), version, via=via))
+
+
+def masters(first: str, second: str, node: str = "1.20.2") -> dict[str, Any]:
+    found = {name: machine(MASTER, **kubernetes(version)) for name, version in (("m1", first), ("m2", second))}
+    return {**found, "n1": machine(NODE, **kubernetes(node))}
+
+
+@pytest.mark.parametrize("via", [(), ("1.21.14",)])
+def test_a_run_that_goes_on_leaves_out_what_is_done(via: tuple[str, ...]) -> None:
+    target = wanted(**kubernetes("1.22.3"))
+    for first, second in (("1.22.3", "1.21.14"), ("1.22.3", "1.22.3")):
+        rounds, found = upgrade.plan(masters(first, second, "1.21.14"), target, "1.22.3", via, live_restore=True)
+        assert found == []
+        assert [one.version for one in rounds] == ["1.22.3"]
+        assert {(c.machine, c.old, c.new) for c in rounds[0].changes if c.machine != "m1"} >= {
+            ("n1", "1.21.14", "1.22.3")
+        }
+        assert all(c.machine != "m1" for c in rounds[0].changes)
+
+
+def test_no_round_goes_back() -> None:
+    half = masters("1.22.3", "1.21.14", "1.21.14")
+    found = problems(wanted(**kubernetes("1.23.3")), "1.23.3", half, ("1.21.15", "1.22.3"))
+    assert any("kube-apiserver 1.22.3 cannot go back to 1.21.15" in problem for problem in found)
+
+
+def test_a_round_that_failed_ends_before_the_next_one_begins() -> None:
+    cluster = {**masters("1.21.14", "1.21.14", "1.21.14"), "n2": machine(NODE)}
+    rounds, found = upgrade.plan(cluster, wanted(**kubernetes("1.23.3")), "1.23.3", [], live_restore=True)
+    assert found == []
+    assert [one.version for one in rounds] == ["1.21.14", "1.22.17", "1.23.3"]
+    assert {c.machine for c in rounds[0].changes} == {"n2"}
+    assert rounds[0].drain == ("n2",)
+    assert {(c.old, c.new) for c in rounds[1].changes} == {("1.21.14", "1.22.17")}
+    # It may be two minor versions behind; only more rounds than one would leave it further behind.
+    rounds, found = upgrade.plan(cluster, wanted(**kubernetes("1.22.3")), "1.22.3", [], live_restore=True)
+    assert (found, [one.version for one in rounds]) == ([], ["1.22.3"])
+    # What the masters may not have beside them is brought up first, too.
+    older = {**masters("1.20.2", "1.20.2"), "n2": machine(NODE, **kubernetes("1.18.20"))}
+    rounds, found = upgrade.plan(older, wanted(**kubernetes("1.22.3")), "1.22.3", [], live_restore=True)
+    assert found == []
+    assert [one.version for one in rounds] == ["1.20.2", "1.21.14", "1.22.3"]
+    [problem] = problems(wanted(**kubernetes("1.23.3")), "1.23.3", older)
+    assert problem == "1.20.2 -> 1.23.3 takes 4 rounds, one run does 3; first go to 1.22.17"
 
 
 def test_more_rounds_than_one_run_does() -> None:
