@@ -37,7 +37,7 @@ class ActionModule(ActionBase):
         version = "v1" if self._cluster["features"]["csr_api_v1"] else "v1beta1"
         self._csrs = f"/apis/certificates.k8s.io/{version}/certificatesigningrequests"
         try:
-            here = set(self._task.args.get("required") or self._vars["ansible_play_hosts"])
+            here = set(self._task.args["required"])
             required = {name: node for name, node in wanted.items() if node["name"] in here}
             return self._bring(wanted, required, float(self._task.args["timeout"]))
         except UserError as error:

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ansible import __version__, context
+from ansible import __version__, constants, context
 from ansible.plugins.callback import CallbackBase
 
-from kubewright import journal, runlock
+from kubewright import journal, runlock, window
 
 DOCUMENTATION = """
 name: kubewright_run
@@ -61,13 +61,14 @@ class CallbackModule(CallbackBase):
 
     def __init__(self) -> None:
         super().__init__()
+        window.is_watched = True
         self._begin = time.monotonic()
         self._began = time.time()
         self._playbooks: list[str] = []
         self._stages: dict[str, float] = {}
         self._tasks: list[dict[str, Any]] = []
         self._play: tuple[str, float] | None = None
-        self._fatal = False
+        self._fatal = self._paced = False
         self._ended_by = ""
         self._not_begun: list[str] = []
         self._task: tuple[str, float] | None = None
@@ -94,7 +95,8 @@ class CallbackModule(CallbackBase):
             self._before(number, frame)
 
     def _close_task(self) -> None:
-        if self._task and self._play:
+        # Where machines go at their own pace, the next task of one does not end that of another.
+        if self._task and self._play and not self._paced:
             name, begin = self._task
             seconds = round(time.monotonic() - begin, 3)
             self._tasks.append({"stage": self._play[0], "task": name, "seconds": seconds})
@@ -124,7 +126,9 @@ class CallbackModule(CallbackBase):
             self._not_begun.append(play.get_name())
             play.pre_tasks, play.roles, play.tasks, play.post_tasks, play.handlers = [], [], [], [], []
             return
-        self._fatal = bool(play.any_errors_fatal)
+        self._paced = str(play.strategy).rpartition(".")[2] in ("free", "host_pinned")
+        # Where they do, Ansible knows no errors that are fatal for the others.
+        self._fatal = bool(play.any_errors_fatal or play.vars.get("failure_ends_run"))
         self._manager = play.get_variable_manager()
         self._reads_only = bool(play.vars.get("preflight_reads_only"))
         self._play = (play.get_name(), time.monotonic())
@@ -183,17 +187,21 @@ class CallbackModule(CallbackBase):
         """Which machine failed, in which task, why."""
         if not ignore_errors:
             self._failed.append(self._told(result))
-            self._ends(result)
+            if not _rescued(result.task):
+                self._lost(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Which machine is left out from here on."""
         if not result.task.ignore_unreachable:
             self._left_out.append(self._told(result))
-            self._ends(result)
+            # No rescue is for this.
+            self._lost(result)
 
-    def _ends(self, result: Any) -> None:
-        if self._fatal and self._play and not _rescued(result.task):
+    def _lost(self, result: Any) -> None:
+        """A machine has no more tasks in this run. Those that wait until it is done learn it here."""
+        if self._fatal and self._play:
             self._ended_by = self._play[0]
+        window.lose(Path(constants.DEFAULT_LOCAL_TMP), result.host.get_name())
 
     def _told(self, result: Any) -> dict[str, str]:
         return {

@@ -14,9 +14,10 @@ options:
     elements: dict
     required: true
   required:
-    description: Names of those that have to register and answer; unless said, those of the play.
+    description: Names of those that have to register and answer.
     type: list
     elements: str
+    required: true
   timeout:
     description: Seconds to wait.
     type: float
@@ -28,6 +29,7 @@ EXAMPLES = r"""
 - name: Nodes
   kubewright_nodes:
     nodes: "{{ cluster.machines.values() }}"
+    required: "{{ ansible_play_hosts }}"
     timeout: 60
 """
 

@@ -42,12 +42,14 @@ def run(monkeypatch: pytest.MonkeyPatch, requests: list[dict[str, Any]], **more:
             return {"changed": False, "diff": []}
         return {"replies": [answer(request["path"]) for request in module_args["requests"]]}
 
-    task = SimpleNamespace(args={"nodes": NODES, "timeout": 0, **more}, check_mode=False, async_val=0)
+    task = SimpleNamespace(
+        args={"nodes": NODES, "required": ["node01", "node02"], "timeout": 0, **more}, check_mode=False, async_val=0
+    )
     connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/nowhere"))
     plugin = module.ActionModule(task, connection, SimpleNamespace(), None, None, None)
     monkeypatch.setattr(plugin, "_execute_module", module_reply)
     cluster = {"features": {"csr_api_v1": True}, "api_access": {}}
-    variables = {"ansible_facts": {"cluster": cluster}, "ansible_play_hosts": ["node01", "node02"]}
+    variables = {"ansible_facts": {"cluster": cluster}}
     result: dict[str, Any] = plugin.run(None, variables)
     return result
 
