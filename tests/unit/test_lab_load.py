@@ -119,3 +119,25 @@ def test_a_write_fails_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     assert writer.lost() == 0
     with pytest.raises(UserError, match="as told"):
         load_api.patiently(Script(500, 500), "POST", "/x", {})
+
+
+class Deleted:
+    """An object that answers so often before it is gone."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def request(self, _method: str, path: str, _body: Any = None) -> tuple[int, dict[str, Any]]:
+        assert path == "/api/v1/namespaces/x"
+        self.times -= 1
+        return (200, {"metadata": {"deletionTimestamp": "now"}}) if self.times >= 0 else (404, {})
+
+
+def test_a_load_begins_after_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_api, "_INTERVAL", 0.001)
+    api: Any = Deleted(3)
+    load_api.wait_until_gone(api, "/api/v1/namespaces/x", 5)
+    assert api.times == -1
+    api = Deleted(10_000)
+    with pytest.raises(UserError, match="ending for more than"):
+        load_api.wait_until_gone(api, "/api/v1/namespaces/x", 0.01)

@@ -23,7 +23,7 @@ import yaml
 from kubewright.errors import UserError
 from kubewright.files import write_file
 from kubewright.lab.inventory import read_lab
-from kubewright.lab.load_api import NAMESPACE, Api, Writer, objects, patiently
+from kubewright.lab.load_api import NAMESPACE, Api, Writer, objects, patiently, wait_until_gone
 from kubewright.lab.load_ping import Pinger, enter_network, pods, wait_for_pods
 from kubewright.lab.model import LabSpec
 from kubewright.lab.state import mark_of, read_mark, write_mark
@@ -51,6 +51,8 @@ def _run(spec: LabSpec, options: argparse.Namespace) -> int:
     api = Api(spec.inventory / "secrets/admin.kubeconfig", options.server)
     token = secrets.token_hex(8)
     image = str(yaml.safe_load(_DEFAULTS.read_text())["verify_image"])
+    # The load before may still be on its way out.
+    wait_until_gone(api, f"/api/v1/namespaces/{NAMESPACE}", _PODS_SECONDS)
     for path, manifest in objects(token, image, with_pods=options.pings):
         patiently(api, "PATCH", f"{path}?fieldManager=kubewright-load&force=true", manifest)
     pinger = Pinger(lambda: pods(token))

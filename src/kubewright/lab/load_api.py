@@ -176,6 +176,15 @@ def patiently(api: Api, method: str, path: str, body: Any = None, good: Sequence
         api.turn()
 
 
+def wait_until_gone(api: Api, path: str, seconds: float) -> None:
+    """Wait for the end of an object that is being deleted; `UserError` when it does not come in time."""
+    end = time.monotonic() + seconds
+    while patiently(api, "GET", path, good=(200, 404))[1].get("metadata", {}).get("deletionTimestamp"):
+        if time.monotonic() > end:
+            raise UserError(f"{path} has been ending for more than {seconds:g} s", "look what keeps it there")
+        time.sleep(_INTERVAL)
+
+
 def objects(token: str, image: str, *, with_pods: bool) -> list[tuple[str, dict[str, Any]]]:
     """(path, manifest) of the namespace, and of the pods of the ping matrix, whose environment tells who they are."""
     namespace, pods, _service = matrix.manifests(NAMESPACE, image)
