@@ -1,4 +1,4 @@
-"""`third_set.py LOCK DIRECTORY BROKEN...`: a lock file as artifacts_dir wants it, with programs that end at once."""
+"""`as_directory.py LOCK DIRECTORY BROKEN...`: a lock file as artifacts_dir wants it; BROKEN programs end at once."""
 
 from __future__ import annotations
 
