@@ -8,7 +8,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from kubewright import backup_store, components, confirmation, stages, upgrade, versions
+from kubewright import backup_store, components, confirmation, stages, upgrade, versions, window
 from kubewright.artifacts import settings
 from kubewright.artifacts.catalog import Catalog
 from kubewright.errors import UserError
@@ -117,6 +117,7 @@ class ActionModule(ActionBase):
         return self._planned([upgrade.way_back(found, self._cluster["kube_version"], always)], verb)
 
     def _planned(self, rounds: list[upgrade.Round], verb: str, artifacts_set: str = "") -> dict[str, Any]:
+        window.check()
         display = Display()
         lines = []
         for number, one in enumerate(rounds, 1):

@@ -88,11 +88,14 @@ def main() -> None:
     p = module.params
     if module.check_mode:
         module.exit_json(changed=False, ready=[])
-    access = (p["server"], p["ca"], p["cert"], p["key"])
+
+    def connect() -> api.Client:
+        return api.Client(p["server"], p["ca"], p["cert"], p["key"])
+
     try:
         if p["look"]:
-            module.exit_json(changed=False, ready=ready.look(api.Client(*access), p["node"]))
-        missing = ready.wait(lambda: api.Client(*access), p["node"], p["version"], p["timeout"], p["pods"])
+            module.exit_json(changed=False, ready=ready.look(connect, p["node"]))
+        missing = ready.wait(connect, p["node"], p["version"], p["timeout"], p["pods"])
     except (api.ApiError, OSError) as error:
         module.fail_json(msg=str(error))
     if missing:

@@ -29,6 +29,16 @@ _LOST = "lost"
 is_watched = False
 
 
+def check() -> None:
+    """UserError when windows cannot be used in this run; to be asked before anything is changed."""
+    if not is_watched:
+        raise UserError(
+            "the callback kubewright_run is not enabled, which tells the others of a machine that is lost; nothing has "
+            "been changed",
+            "use the ansible.cfg of this repository; where ANSIBLE_CALLBACKS_ENABLED is set, name it there",
+        )
+
+
 def lose(run: Path, host: str) -> None:
     """Note for all windows of a run that it goes on without a machine. `run`: the directory of its windows."""
     (run / _LOST).mkdir(parents=True, exist_ok=True)
@@ -50,13 +60,8 @@ class Window:
     def enter(self) -> list[str]:
         """Wait for a place. The machines that have failed, or were lost, before there was one; empty with a place.
 
-        UserError when the run is over, which workers outlive, or when nobody watches over the machines.
+        UserError when the run is over, which workers outlive.
         """
-        if not is_watched:
-            raise UserError(
-                "the callback kubewright_run is not enabled, which tells the others of a machine that is lost",
-                "use the ansible.cfg of this repository; where ANSIBLE_CALLBACKS_ENABLED is set, name it there",
-            )
         begin, parent = time.monotonic(), os.getppid()
         self._put(_WAITING)
         while True:

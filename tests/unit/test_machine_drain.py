@@ -67,7 +67,8 @@ class Api:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain, "_POLL_SECONDS", 0.01)
+    for module in (drain, api):
+        monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
 
 
 def test_some_pods_stay() -> None:
@@ -166,3 +167,41 @@ def test_evictions_are_asked_for_as_the_api_server_has_them() -> None:
     with pytest.raises(drain.DrainError, match="too old for a drain"):
         drain.Drain(api_, "node01").drain(api_.node, 5, drain.Rules())
     assert not api_.node["spec"]["unschedulable"]
+
+
+class Answers:
+    """An API server that gives these answers one after the other; None is silence."""
+
+    def __init__(self, *answers: int | None) -> None:
+        self.answers = list(answers)
+
+    def request(self, *_: Any) -> tuple[int, Any]:
+        status = self.answers.pop(0)
+        if status is None:
+            raise api.NoAnswerError("silence")
+        return status, {}
+
+
+@pytest.mark.parametrize(
+    ("method", "answers", "status"),
+    [
+        ("GET", (500, None, 503, 200), 200),
+        ("PATCH", (500, 409), 409),
+        # It may be what there is to say: of a pod with two budgets.
+        ("POST", (500,), 500),
+        ("POST", (None, 201), 201),
+    ],
+)
+def test_who_is_patient_asks_again(method: str, answers: tuple[int | None, ...], status: int) -> None:
+    server: Any = Answers(*answers)
+    assert api.Patient(lambda: server).request(method, "/x") == (status, {})
+    assert server.answers == []
+
+
+def test_patience_ends_with_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SILENCE_SECONDS", 0.0)
+    failing: Any = Answers(500)
+    assert api.Patient(lambda: failing).request("GET", "/x")[0] == 500
+    silent: Any = Answers(None)
+    with pytest.raises(api.NoAnswerError):
+        api.Patient(lambda: silent).request("GET", "/x")

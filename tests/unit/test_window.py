@@ -24,7 +24,6 @@ HOSTS = [f"n{number}" for number in range(1, 6)]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(window, "is_watched", True)
 
 
 def view(run: Path, host: str, size: int = 2) -> Window:
@@ -91,10 +90,12 @@ def test_a_machine_of_this_window_that_was_lost_is_a_failure(tmp_path: Path) -> 
     assert blocked.left() == ["n2", "n3", "n4", "n5"]
 
 
-def test_without_anybody_who_watches_nobody_gets_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_anybody_who_watches_there_is_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "is_watched", False)
     with pytest.raises(UserError, match="kubewright_run is not enabled"):
-        view(tmp_path, "n1").enter()
+        window.check()
+    monkeypatch.setattr(window, "is_watched", True)
+    window.check()
 
 
 def test_a_larger_window_than_there_are_machines(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-from typing import Any
+import time
+from typing import Any, Callable, Optional
 
 from . import health
 
 _MANAGER = "kubewright"
+_POLL_SECONDS = 1.0
+# An API server that restarts behind its health gate is back well within this time.
+_SILENCE_SECONDS = 60.0
 
 
 class ApiError(Exception):
@@ -51,6 +55,37 @@ class Client:
             return reply.status, json.loads(text)
         except ValueError:
             return reply.status, {"message": text.decode(errors="replace")}
+
+
+class Patient:
+    """A client that asks again for a while, by a new connection where one has broken.
+
+    So it does when there is no answer, and when an API server fails by itself (5xx), as it does while its etcd elects a
+    leader; but for POST, whose 5xx may be what it has to say (evictions with several budgets).
+    """
+
+    def __init__(self, connect: Callable[[], Client]) -> None:
+        self._connect = connect
+        self._client: Optional[Client] = None
+
+    def request(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> tuple[int, Any]:
+        """As `Client.request`, the last answer after a minute."""
+        deadline = time.monotonic() + _SILENCE_SECONDS
+        while True:
+            try:
+                if self._client is None:
+                    self._client = self._connect()
+                answer = self._client.request(method, path, body, content_type)
+                if method == "POST" or answer[0] < 500 or time.monotonic() > deadline:
+                    return answer
+            except NoAnswerError:
+                # A connection that has broken is of no more use.
+                self._client = None
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
 
 def collection_path(manifest: dict[str, Any], plurals: dict[str, str]) -> str:

@@ -16,8 +16,6 @@ from . import api
 MARK = "kubewright/cordoned"
 _MIRROR = "kubernetes.io/config.mirror"
 _POLL_SECONDS = 1.0
-# An API server that restarts behind its health gate is back well within this time.
-_SILENCE_SECONDS = 60.0
 
 
 class DrainError(Exception):
@@ -92,23 +90,8 @@ class Drain:
 
     def __init__(self, connect: Callable[[], api.Client], node: str) -> None:
         self._connect, self._node = connect, node
+        self._ask = api.Patient(connect).request
         self._eviction_version = ""
-        self._client: api.Client | None = None
-
-    def _ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
-        """As `Client.request`; an API server that is away for a moment is asked again."""
-        deadline = time.monotonic() + _SILENCE_SECONDS
-        while True:
-            try:
-                if self._client is None:
-                    self._client = self._connect()
-                return self._client.request(method, path, body, kind)
-            except api.NoAnswerError:
-                # A connection that has broken is of no more use.
-                self._client = None
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL_SECONDS)
 
     def _get(self, path: str) -> dict[str, Any]:
         status, body = self._ask("GET", path)

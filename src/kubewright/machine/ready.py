@@ -51,10 +51,10 @@ def hindrances(
     return found
 
 
-def look(client: api.Client, node: str) -> list[str]:
-    """UIDs of the pods of a node that are ready."""
+def look(connect: Callable[[], api.Client], node: str) -> list[str]:
+    """UIDs of the pods of a node that are ready. An API server that does not answer for a moment is asked again."""
     path = _paths(node)[1]
-    status, body = client.request("GET", path)
+    status, body = api.Patient(connect).request("GET", path)
     if status != 200:
         raise api.ApiError(f"GET {path}: {status} {body.get('message')}")
     return ready_pods(body["items"])
