@@ -39,9 +39,13 @@ EXAMPLES = r"""
   kubewright_window: {name: nodes, step: enter, hosts: [node01, node02, node03], size: 2}
   register: entered
 
-- name: Left as it is, because another one has failed
-  ansible.builtin.meta: end_host
-  when: entered.blocked_by | length > 0
+- name: Its work, unless another one has failed
+  ansible.builtin.import_tasks: work.yml
+  when: not entered.blocked_by
+
+- name: The next one
+  kubewright_window: {name: nodes, step: leave, hosts: [node01, node02, node03], size: 2}
+  when: not entered.blocked_by
 """
 
 RETURN = r"""
