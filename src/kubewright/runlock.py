@@ -28,6 +28,12 @@ _own: list[int] = []
 # The run of this process, which forked workers of Ansible see as well.
 current: Run | None = None
 
+# (message, hint) of a worker that outlived its run while it waited.
+TOO_LATE = (
+    "left as it was, because this run ended, or lost its lock, before its turn",
+    "the same command again resumes the run",
+)
+
 
 def _forget() -> None:
     while _own:

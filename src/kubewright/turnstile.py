@@ -81,10 +81,7 @@ class Turnstile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if runlock.current and runlock.current.is_over():
                 self.report("refused")
-                raise UserError(
-                    "left as it was, because this run ended, or lost its lock, before its turn",
-                    "the same command again resumes the run",
-                )
+                raise UserError(*runlock.TOO_LATE)
             failed = [host for host in self._others if self._state(host) == "failed"]
             if failed:
                 self.report("refused")

@@ -273,14 +273,16 @@ def plan(
     late = _behind(machines, oldest, concerned) if len(route) > 1 else []
     begin = machines
     if late:
-        steps.insert(0, (versions.release(oldest), _only_nodes(late, concerned)))
-        begin = _as_of(machines, _kubernetes(oldest), _only_nodes(late, concerned))
+        release, only_late = versions.release(oldest), _only_nodes(late, concerned)
+        steps.insert(0, (release, only_late))
+        begin = _as_of(machines, _kubernetes(release), only_late)
     problems = _downgrades(machines, target, concerned)
     if not problems:
         problems = _route_problems(oldest, route) + _skew_problems(begin, route, concerned)
         problems += _length_problems(oldest, [release for release, _ in steps])
         problems += _fit_problems(machines, target, goal, concerned)
         problems += _silence_problems(changes(machines, target, concerned), silent)
+        problems += [reason for hop in route[:-1] for reason in _downgrades(machines, _kubernetes(hop), concerned)]
     if problems:
         return [], problems
     found = []
@@ -289,9 +291,6 @@ def plan(
         last = number == len(steps) - 1
         # All else changes in the first round.
         wanted = target if last else {**target, **_kubernetes(release)}
-        problems = _downgrades(state, wanted, changing)
-        if problems:
-            return [], problems
         differing = changes(state, wanted, changing)
         snapshot = _is_first_of_etcd(differing, state, wanted)
         state = _as_of(state, wanted, changing)

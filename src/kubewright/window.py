@@ -72,10 +72,7 @@ class Window:
                     self._put(_INSIDE)
                     return []
             if os.getppid() != parent or (runlock.current and runlock.current.is_over()):
-                raise UserError(
-                    "left as it was, because this run ended, or lost its lock, before its turn",
-                    "the same command again resumes the run",
-                )
+                raise UserError(*runlock.TOO_LATE)
             time.sleep(_POLL_SECONDS)
 
     def leave(self, *, failed: bool) -> None:
